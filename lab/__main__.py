@@ -19,6 +19,7 @@ def up(lab: Lab) -> bool:
     preflight.check(lab)
     standing = lab.record.exists() and all(Machine(lab, host).leader for host in lab.hosts)
     if standing:
+        handover.ssh_settings(lab)
         return False
     lab.directory.mkdir(parents=True, exist_ok=True)
     # recorded before it is changed, so that `down` knows the way back even from a run that was cut off
@@ -42,7 +43,7 @@ def up(lab: Lab) -> bool:
     with ThreadPoolExecutor(len(machines)) as pool:
         for outcome in [pool.submit(bring_up, machine) for machine in machines]:
             outcome.result()
-    handover.known_hosts(lab)
+    handover.ssh_settings(lab)
     return True
 
 

@@ -104,14 +104,19 @@ def settle(lab: Lab, host: Host, root: Path) -> None:
     run("ssh-keygen", "-A", "-f", root)
 
 
-def known_hosts(lab: Lab) -> None:
-    """Host keys are read from the hosts' own disks, so ssh can insist on them."""
-    found = []
+def ssh_settings(lab: Lab) -> None:
+    """Host keys are read from the hosts' own disks, so ssh can insist on them; `ssh -F` with this file reaches each."""
+    known, blocks = [], []
     for host in lab.hosts:
         public = lab.host_directory(host) / "root/etc/ssh/ssh_host_ed25519_key.pub"
-        if public.is_file():
-            found.append(f"{lab.address(host)} {' '.join(public.read_text().split()[:2])}\n")
-    (lab.directory / "known_hosts").write_text("".join(found))
+        known.append(f"{lab.address(host)} {' '.join(public.read_text().split()[:2])}\n")
+        blocks.append(f"Host {host.name}\n    HostName {lab.address(host)}\n")
+    (lab.directory / "known_hosts").write_text("".join(known))
+    common = (
+        f"Host *\n    User root\n    IdentityFile {key(lab)}\n    IdentitiesOnly yes\n    LogLevel ERROR\n"
+        f"    UserKnownHostsFile {lab.directory / 'known_hosts'}\n    StrictHostKeyChecking yes\n"
+    )
+    (lab.directory / "ssh_config").write_text("".join([*blocks, common]))
 
 
 def variables(lab: Lab) -> None:

@@ -101,8 +101,12 @@ class Machine:
         ]
         with self.console.open("wb") as console:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
-                preexec_fn=self._enter_cgroups,
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                start_new_session=True,
+                preexec_fn=self._enter_cgroups,  # noqa: PLW1509 - it only writes files, and takes no lock
             )
         self.pid_file.write_text(str(process.pid))
 
@@ -110,8 +114,13 @@ class Machine:
         """Where systemd runs this machine, it is asked for a subtree of its own; else we make one below."""
         if not Path("/run/systemd/system").is_dir():
             return []
-        return ["systemd-run", "--scope", "--quiet", "--property=Delegate=yes",
-                f"--unit=citadel-lab-{self.lab.machine(self.host)}"]
+        return [
+            "systemd-run",
+            "--scope",
+            "--quiet",
+            "--property=Delegate=yes",
+            f"--unit=citadel-lab-{self.lab.machine(self.host)}",
+        ]
 
     def _cgroups(self) -> list[Path]:
         if not split_cgroups():
@@ -134,7 +143,9 @@ class Machine:
         def answered() -> bool:
             if self.pid is None:
                 raise LabError(f"Host {self.host.name} of the lab stopped while it booted; {where}.")
-            return self.leader is not None and succeeds(*self.inside("systemctl", "is-active", "--quiet", "dbus.service"))
+            return self.leader is not None and succeeds(
+                *self.inside("systemctl", "is-active", "--quiet", "dbus.service")
+            )
 
         wait(answered, seconds, f"Host {self.host.name} of the lab did not boot within {seconds:.0f} s; {where}.")
         if split_cgroups():
@@ -147,8 +158,12 @@ class Machine:
             except OSError:
                 return False
 
-        wait(ssh_answers, seconds, f"Host {self.host.name} of the lab does not answer on ssh at "
-             f"{self.lab.address(self.host)} after {seconds:.0f} s; {where}.")
+        wait(
+            ssh_answers,
+            seconds,
+            f"Host {self.host.name} of the lab does not answer on ssh at "
+            f"{self.lab.address(self.host)} after {seconds:.0f} s; {where}.",
+        )
 
     def stop(self) -> None:
         """Power off as a real machine would, and pull the plug if it does not."""

@@ -40,7 +40,8 @@ def refuse_taken_range(lab: Lab) -> None:
         if ipaddress.ip_network(route["dst"], strict=False).overlaps(lab.network):
             raise LabError(
                 f"The lab's range {lab.network} is taken: this machine already routes {route['dst']} through "
-                f"{route.get('dev', 'another route')}. Set LAB_NETWORK to the first three numbers of a free range, like 10.77.41."
+                f"{route.get('dev', 'another route')}. Set LAB_NETWORK to the first three numbers of a free range, "
+                "like 10.77.41."
             )
 
 

@@ -29,8 +29,18 @@ class Host:
 
 
 BASE_PACKAGES = (
-    "systemd,systemd-sysv,dbus,libpam-systemd,python3,python3-apt,openssh-server,ca-certificates,iproute2,procps,sudo"
-).split(",")
+    "ca-certificates",
+    "dbus",
+    "iproute2",
+    "libpam-systemd",
+    "openssh-server",
+    "procps",
+    "python3",
+    "python3-apt",
+    "sudo",
+    "systemd",
+    "systemd-sysv",
+)
 
 HOSTS = (
     Host("llm-01", 29),
@@ -52,7 +62,7 @@ class Lab:
     prefix: str
     network: ipaddress.IPv4Network
     hosts: tuple[Host, ...] = HOSTS
-    cache: Path = field(default_factory=lambda: cache_directory())
+    cache: Path = field(default_factory=lambda: cache_directory())  # noqa: PLW0108 - defined below
 
     @classmethod
     def from_environment(cls) -> Lab:
