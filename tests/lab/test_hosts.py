@@ -20,7 +20,7 @@ def test_every_host_runs_without_a_failed_unit(name: str, request: pytest.Fixtur
 
 @pytest.mark.parametrize(("limit", "end"), [("50M", "killed"), ("400M", "survived")])
 def test_memory_limits_of_units_are_enforced(llm: Host, limit: str, end: str) -> None:
-    take = f"systemd-run --wait --quiet -p MemoryMax={limit} python3 -c 'bytearray(200 * 1024 * 1024)'"
+    take = f"systemd-run --collect --wait --quiet -p MemoryMax={limit} python3 -c 'bytearray(200 * 1024 * 1024)'"
     assert llm.check_output(f"{take} && echo survived || echo killed") == end
 
 
