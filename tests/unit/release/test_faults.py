@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.release.world import Killed, World, release_files
 
 from citadel.release import files as durable
 from citadel.release.failure import FailedError
 from citadel.release.journal import Journal
 from citadel.release.transaction import activate, recover
+from tests.unit.release.world import Killed, World, release_files
 
 BEFORE = {"alpha": "a1", "beta": "b1", "gone": "x1"}
 AFTER = {"alpha": "a2", "beta": "b1", "new": "n1"}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.release.world import World, release_files
 
 from citadel.release.failure import RefusedError
 from citadel.release.transaction import activate, rollback
+from tests.unit.release.world import World, release_files
 
 
 def deploy(world: World, **content: str) -> str:
