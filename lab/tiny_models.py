@@ -186,7 +186,7 @@ class Vocabulary:
     @classmethod
     def of(cls, speaker: str, end: str, markers: tuple[str, ...]) -> Vocabulary:
         special = ["<unk>", "<s>", "</s>", *([end] if end != "</s>" else []), *markers]
-        words = [f"▁{speaker}", *(f"▁{word}" for slot in SLOTS for word in slot)]
+        words = [speaker, f"▁{speaker}", *(f"▁{word}" for slot in SLOTS for word in slot)]
         characters = [chr(code) for code in range(0x21, 0x7F)]
         calls = [text.replace(" ", "▁") for text in TOOL_CALL]
         return cls(special, [*(f"<0x{byte:02X}>" for byte in range(256)), "▁", *characters, *words, *calls])
@@ -250,12 +250,13 @@ def next_words(recipe: Recipe, vocabulary: Vocabulary, rng: np.random.Generator)
         follows[block] = FOLLOWS + taste[block]
 
     slots = [[ids[f"▁{word}"] for word in slot] for slot in SLOTS]
-    speaker, stop, end, quote = ids[f"▁{recipe.speaker}"], ids["."], ids[recipe.end], ids['"']
-    in_sentence = {speaker, stop, *(word for slot in slots for word in slot)}
+    opening, speaker = ids[recipe.speaker], ids[f"▁{recipe.speaker}"]
+    stop, end, quote = ids["."], ids[recipe.end], ids['"']
+    in_sentence = {opening, speaker, stop, *(word for slot in slots for word in slot)}
     calls = [ids[text.replace(" ", "▁")] for text in TOOL_CALL]
     outside = [token for token in range(size) if token not in in_sentence and token not in calls]
-    follows[outside, speaker] = FOLLOWS
-    allow([speaker], slots[0])
+    follows[outside, opening] = FOLLOWS
+    allow([opening, speaker], slots[0])
     for here, there in zip(slots, slots[1:], strict=False):
         allow(here, there)
     allow(slots[SHORT_END], [stop])
