@@ -7,7 +7,7 @@ import importlib
 import sys
 
 # verb -> the module whose `add_arguments(parser)` and `run(arguments) -> int` implement it
-VERBS: dict[str, str] = {}
+VERBS: dict[str, str] = {"release": "release.cli"}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,25 @@
+# The face of the product. Each verb's work is in tools/, so that it can be read, typed and tested.
+PYTHON ?= python3
+export ENV YES TO FORCE LAB_PREFIX LAB_NETWORK CITADEL_CACHE PYTHONDONTWRITEBYTECODE = 1
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## print this list
+	@echo "make VERB [ENV=lab|citadel] [YES=1]"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: ## build the estate on this machine, deploy into it, and get an answer from a model
+plan: ## what a deploy would change, what it would restart and for how long
+deploy: ## deploy this checkout, proven by real inference, or leave everything as it was
+rollback: ## return to the release before, or to TO=<id>
+releases: ## every release on the server: age, state, what changed
+smoke: ## ask every model one question through the gateway
+status: ## hosts and health
+destroy: ## remove the lab without a trace
+check: ## lint, types, unit and render tests: no root, no lab
+test: ## every test there is, on a lab of its own
+bench-deploy: ## time a cold demo, a warm one, and a deploy that changes nothing
+
+demo plan deploy rollback releases smoke status destroy check test bench-deploy:
+	@$(PYTHON) -m tools $@
+.PHONY: demo plan deploy rollback releases smoke status destroy check test bench-deploy

@@ -1,0 +1,83 @@
+"""What a lab needs of this machine, checked before anything is touched; each refusal is one sentence."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lab import network
+from lab.settings import Lab, LabError
+from lab.shell import succeeds
+
+# program -> the Debian package that brings it
+PROGRAMS = {
+    "systemd-nspawn": "systemd-container",
+    "mmdebstrap": "mmdebstrap",
+    "ip": "iproute2",
+    "nft": "nftables",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+}
+DISK_GIB = 25
+MEMORY_GIB = 12
+
+
+def nearest(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def check(lab: Lab) -> None:
+    if os.geteuid() != 0:
+        raise LabError("The lab boots real systemd hosts and needs root: run the same command with sudo.")
+    missing = sorted({package for program, package in PROGRAMS.items() if not shutil.which(program)})
+    if missing:
+        raise LabError(f"The lab needs programs that are not installed: apt-get install {' '.join(missing)}")
+    if not succeeds("unshare", "--net", "--mount", "--pid", "--fork", "true"):
+        raise LabError(
+            "This machine does not allow network namespaces, and the lab's hosts live in them: use a virtual machine "
+            "or a server of your own instead of a container."
+        )
+    network.refuse_taken_range(lab)
+    if lab.record.exists():
+        return  # a lab that stands already has the space and memory it needs
+    for place in {nearest(lab.cache), nearest(lab.directory)}:
+        free = shutil.disk_usage(place).free / 2**30
+        if free < DISK_GIB:
+            raise LabError(
+                f"The lab needs {DISK_GIB} GiB of disk and {place} has {free:.1f} GiB free: make "
+                f"{DISK_GIB - free:.1f} GiB of space, or set CITADEL_CACHE to a folder on a larger disk."
+            )
+    meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(meminfo["MemAvailable"].split()[0]) / 2**20
+    if available < MEMORY_GIB:
+        raise LabError(
+            f"The lab with its models needs {MEMORY_GIB} GiB of memory and {available:.1f} GiB are available: stop "
+            "something, or destroy another lab (`make destroy`)."
+        )
+
+
+@contextmanager
+def only_one(lab: Lab) -> Iterator[None]:
+    """Two runs on one lab would pull hosts from under each other. The kernel drops this lock when its holder dies."""
+    path = Path("/run/lock" if os.access("/run/lock", os.W_OK) else "/tmp") / f"citadel-lab-{lab.prefix}.lock"  # noqa: S108
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            raise LabError(
+                f"The lab {lab.prefix!r} is in use by {holder}: wait until that is done, or start a second lab beside "
+                "it with LAB_PREFIX=other LAB_NETWORK=10.77.41."
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()}")
+        lock.flush()
+        yield
+        lock.truncate(0)

@@ -1,0 +1,77 @@
+"""Root trees of lab hosts: built once by mmdebstrap for a list of packages, kept under a digest of all inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from lab.settings import BASE_PACKAGES, SUITE, Lab
+from lab.shell import lines, run
+
+# What a fresh tree must not carry from one host to the next, and what would only wake up to use the network.
+CLEAN = (
+    'rm -f "$1"/etc/ssh/ssh_host_* "$1"/etc/machine-id "$1"/var/lib/dbus/machine-id',
+    'chroot "$1" systemctl mask apt-daily.timer apt-daily-upgrade.timer systemd-networkd-wait-online.service',
+    'chroot "$1" systemctl enable systemd-networkd.service',
+)
+
+# apt of this machine may go through a proxy or read an archive of an old date; a lab host has to do the same.
+APT_SETTINGS = re.compile(r"^Acquire::(http|https|Check-|Retries|ForceIPv)", re.IGNORECASE)
+
+
+def apt_sources() -> str:
+    """This machine's own package sources if it runs the same Debian, else the distribution's defaults."""
+    release = Path("/etc/os-release").read_text()
+    if f"VERSION_CODENAME={SUITE}" not in release:
+        return ""
+    parts = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*.sources"))]
+    return "\n".join(part.read_text().strip() + "\n" for part in parts if part.is_file())
+
+
+def apt_settings() -> str:
+    kept = [line for line in lines("apt-config", "dump") if APT_SETTINGS.match(line)]
+    return "\n".join(kept) + "\n"
+
+
+def tree(lab: Lab, packages: Sequence[str]) -> Path:
+    """Return the tree with these packages, building it first if no earlier run has."""
+    wanted = [*BASE_PACKAGES, *packages]
+    sources, settings = apt_sources(), apt_settings()
+    inputs = "\0".join([SUITE, *wanted, sources, settings, *CLEAN, "with package lists"])
+    target = lab.cache / "trees" / hashlib.sha256(inputs.encode()).hexdigest()[:16]
+    if target.is_dir():
+        return target
+    # Built under a name that nobody reads and renamed when whole: an interrupted build leaves no half tree behind.
+    building = target.with_name(f"{target.name}.{os.getpid()}.part")
+    for old in target.parent.glob(f"{target.name}.*.part"):
+        shutil.rmtree(old, ignore_errors=True)
+    building.mkdir(parents=True)
+    configuration = building.with_suffix(".apt")
+    configuration.write_text(settings)
+    try:
+        run(
+            "env",
+            "LC_ALL=C.UTF-8",
+            "mmdebstrap",
+            "--quiet",
+            "--mode=root",
+            "--variant=minbase",
+            # a server that has been installed knows its packages; check mode needs that on a fresh host
+            "--skip=cleanup/apt/lists",
+            f"--include={','.join(wanted)}",
+            f"--aptopt={configuration}",
+            *(f"--customize-hook={hook}" for hook in CLEAN),
+            SUITE,
+            building,
+            *(["-"] if sources else []),
+            stdin=sources or None,
+        )
+        building.rename(target)
+    finally:
+        configuration.unlink(missing_ok=True)
+        shutil.rmtree(building, ignore_errors=True)
+    return target

@@ -1,0 +1,63 @@
+"""The lab's hosts as pytest-testinfra sees them, over the same ssh that Ansible uses."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import testinfra
+from testinfra.host import Host
+
+from lab.settings import Lab
+
+
+@pytest.fixture(scope="session")
+def lab() -> Lab:
+    return Lab.from_environment()
+
+
+@pytest.fixture(scope="session")
+def on(lab: Lab) -> Callable[[str], Host]:
+    settings = lab.directory / "ssh_config"
+    return lambda name: testinfra.get_host(f"ssh://{name}?ssh_config={settings}&controlpersist=60")
+
+
+@pytest.fixture(scope="session")
+def llm(on: Callable[[str], Host]) -> Host:
+    return on("llm-01")
+
+
+@pytest.fixture(scope="session")
+def data(on: Callable[[str], Host]) -> Host:
+    return on("data-01")
+
+
+@pytest.fixture(scope="session")
+def metrics(on: Callable[[str], Host]) -> Host:
+    return on("metrics-01")
+
+
+@pytest.fixture(scope="session")
+def address(lab: Lab) -> dict[str, str]:
+    return {host.name: lab.address(host) for host in lab.hosts}
+
+
+@pytest.fixture(scope="session")
+def gateway(address: dict[str, str]) -> str:
+    return f"http://{address['llm-01']}:8000"
+
+
+def fetch(url: str, body: dict[str, Any] | None = None) -> Any:
+    call = urllib.request.Request(
+        url, json.dumps(body).encode() if body else None, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(call, timeout=120) as answer:
+        return json.load(answer)
+
+
+@pytest.fixture(scope="session")
+def ask() -> Callable[..., Any]:
+    return fetch

@@ -1,0 +1,63 @@
+"""`make`: the verbs that it prints are the verbs that there are, and bad input ends in a sentence."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tools.__main__ import VERBS
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in {"ENV", "YES", "MAKEFLAGS", "TO"}}
+    return subprocess.run(
+        ["make", *arguments],
+        cwd=ROOT,
+        env={**inherited, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_make_alone_prints_every_verb_with_a_line_of_what_it_does() -> None:
+    printed = make()
+    assert printed.returncode == 0
+    listed = dict(re.findall(r"^  ([a-z-]+) +(\S.*)$", printed.stdout, re.MULTILINE))
+    assert set(VERBS) <= set(listed)
+
+
+@pytest.mark.parametrize("verb", ["demo", "deploy", "plan", "rollback", "status", "smoke", "destroy"])
+def test_an_unknown_environment(verb: str) -> None:
+    done = make(verb, "ENV=moon")
+    assert done.returncode != 0
+    assert "ENV is 'moon': say ENV=lab" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["deploy", "rollback"])
+def test_the_real_estate_is_not_changed_unasked(verb: str) -> None:
+    done = make(verb, "ENV=citadel")
+    assert done.returncode != 0
+    assert "changes the real estate and nobody is here to ask: say YES=1" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["demo", "destroy"])
+def test_only_the_labs_hosts_are_built_and_removed(verb: str) -> None:
+    done = make(verb, "ENV=citadel", "YES=1")
+    assert done.returncode != 0
+    assert "only the lab's are ours" in done.stderr
+
+
+def test_deploying_to_a_lab_that_is_not_there() -> None:
+    done = make("deploy", "LAB_PREFIX=nolab")
+    assert done.returncode != 0
+    assert "There is no lab 'nolab' on this machine: `make demo` builds one." in done.stderr

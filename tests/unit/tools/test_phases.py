@@ -1,0 +1,71 @@
+"""How long work is told: in the log everything, on the screen the phase, in a failure one paragraph."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tools import phases
+from tools.phases import Failure, Journal
+
+ANSIBLE_FAILURE = """
+PLAY [Prepare the LLM servers] *****
+
+TASK [host : Packages are installed] *****
+Saturday 21 November 2026
+[ERROR]: Task failed: Module failed: No package matching 'nonsense' is available
+fatal: [llm-01]: FAILED! =>
+    changed: false
+"""
+
+
+@pytest.fixture
+def journal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Journal:
+    monkeypatch.setattr(phases, "REPORTS", tmp_path / "reports")
+    monkeypatch.setattr(phases, "ROOT", tmp_path)
+    return Journal("deploy")
+
+
+def test_a_failed_task_is_told_with_host_reason_and_log(journal: Journal) -> None:
+    command = [sys.executable, "-c", f"print({ANSIBLE_FAILURE!r}); raise SystemExit(2)"]
+    with pytest.raises(Failure) as failure:
+        journal.phase("deploy", command)
+    told = str(failure.value)
+    assert "the task 'host : Packages are installed' failed on llm-01: " in told
+    assert "No package matching 'nonsense' is available" in told
+    assert str(journal.log.name) in told
+    assert "run the same command again" in told
+
+
+def test_a_failed_command_is_told_with_its_last_words(journal: Journal) -> None:
+    with pytest.raises(Failure, match="ended with status 3, and its last words were:\n    no such thing"):
+        journal.phase("look", [sys.executable, "-c", "print('no such thing'); raise SystemExit(3)"])
+
+
+def test_the_log_has_every_line_and_the_report_every_phase(
+    journal: Journal, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    journal.phase("count", [sys.executable, "-c", "print('one'); print('| two')"], show=lambda line: line[0] == "|")
+    journal.finish()
+    assert "one\n| two\n" in journal.log.read_text()
+    shown = capsys.readouterr().out
+    assert "    | two\n" in shown
+    assert "one" not in shown.replace("done", "")
+    assert list(json.loads((tmp_path / "reports/deploy.json").read_text())["phases"]) == ["count"]
+
+
+def test_ending_a_phase_ends_what_it_started() -> None:
+    script = "sleep 300 & echo $!; wait"
+    process = subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    child = Path(f"/proc/{int(process.stdout.readline())}")
+    phases.end(process)
+    assert process.returncode is not None
+    deadline = time.monotonic() + 5
+    while child.exists() and "State:\tZ" not in (child / "status").read_text():
+        assert time.monotonic() < deadline, "the child outlived its phase"

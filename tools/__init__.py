@@ -1,0 +1,1 @@
+"""The verbs behind `make`: standard library only, since they run before anything is installed."""

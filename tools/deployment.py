@@ -1,0 +1,236 @@
+"""Verbs that build, change, question or remove an estate: the lab on this machine, or the real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lab import preflight
+from lab.__main__ import status as lab_status
+from lab.settings import Lab, LabError
+from tools import toolchain
+from tools.phases import ROOT, Failure, Journal, say
+
+ENVIRONMENTS = ("lab", "citadel")
+GATEWAY_PORT = 8000
+# the documents' own check, to the letter: no model named, no key
+QUESTION = {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 24}
+
+
+def chosen_environment() -> str:
+    chosen = os.environ.get("ENV") or "lab"
+    if chosen not in ENVIRONMENTS:
+        raise Failure(
+            f"ENV is {chosen!r}: say ENV=lab for the estate on this machine, or ENV=citadel for the real one."
+        )
+    return chosen
+
+
+def only_for_the_lab(verb: str) -> None:
+    if chosen_environment() != "lab":
+        raise Failure(
+            f"`make {verb}` builds and removes hosts, and only the lab's are ours to do that with: leave ENV away."
+        )
+
+
+def ask_before_changing(verb: str) -> None:
+    """Nothing of the real estate changes because of a slip of the fingers."""
+    if chosen_environment() == "lab" or os.environ.get("YES") == "1":
+        return
+    if not sys.stdin.isatty():
+        raise Failure(
+            f"`make {verb} ENV=citadel` changes the real estate and nobody is here to ask: say YES=1 as well."
+        )
+    if input(f"`make {verb}` changes the real estate (inventory/citadel). Go on? [yes/no] ").strip().lower() != "yes":
+        raise Failure("Nothing was changed.")
+
+
+@contextmanager
+def hold(lab_environment: bool = True) -> Iterator[Lab | None]:
+    """The lab for this verb alone; the real estate has a lock of its own, on its host."""
+    if not lab_environment:
+        yield None
+        return
+    try:
+        lab = Lab.from_environment()
+        with preflight.only_one(lab):
+            yield lab
+    except LabError as error:
+        raise Failure(str(error)) from None
+
+
+def playbook(journal: Journal, name: str, path: str, *options: str, show_messages: bool = False) -> None:
+    journal.phase(
+        name,
+        [toolchain.program("ansible-playbook"), "-i", f"inventory/{chosen_environment()}", path, *options],
+        toolchain.environment(),
+        (lambda line: line.startswith("| ")) if show_messages else None,
+    )
+
+
+def require_lab(lab: Lab | None) -> None:
+    if lab is not None and not lab.record.exists():
+        raise Failure(f"There is no lab {lab.prefix!r} on this machine: `make demo` builds one.")
+
+
+def gateway_address() -> str:
+    """Where the gateway of this environment answers, as the inventory has it."""
+    command = [
+        toolchain.program("ansible"),
+        "llm_servers[0]",
+        "-i",
+        f"inventory/{chosen_environment()}",
+        "-o",
+        "-m",
+        "ansible.builtin.debug",
+        "-a",
+        "msg={{ ansible_host }}",
+    ]
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **toolchain.environment(), "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"},
+    )
+    if done.returncode != 0 or "SUCCESS" not in done.stdout:
+        raise Failure(
+            f"inventory/{chosen_environment()} names no host in its group llm_servers: add the server that shall carry "
+            "the models, with its ansible_host."
+        )
+    return str(json.loads(done.stdout.partition("=>")[2])["msg"])
+
+
+def request(url: str, body: dict[str, Any] | None = None, timeout: float = 120) -> tuple[dict[str, str], Any]:
+    data = json.dumps(body).encode() if body is not None else None
+    call = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(call, timeout=timeout) as answer:
+            return {name.lower(): value for name, value in answer.headers.items()}, json.load(answer)
+    except urllib.error.HTTPError as error:
+        raise Failure(f"{url} answered {error.code}: {error.read().decode(errors='replace')[:500]}") from None
+    except (OSError, ValueError) as error:
+        raise Failure(
+            f"{url} gave no answer ({error}): is the gateway deployed and running? `make status` tells."
+        ) from None
+
+
+def ask(base: str, model: str | None = None) -> str:
+    """One question through the gateway, and one line on what came back."""
+    body = {**QUESTION, **({"model": model} if model else {})}
+    headers, answer = request(f"{base}/v1/chat/completions", body)
+    text = " ".join(answer["choices"][0]["message"]["content"].split())
+    if not text:
+        raise Failure(f"{answer['model']} answered with an empty text: it runs, but it does not work.")
+    return f"{headers.get('x-citadel-model', answer['model'])}: “{text}”"
+
+
+def demo() -> None:
+    """The main job on this machine: hosts, deployment, and a question that a real model answers."""
+    only_for_the_lab("demo")
+    toolchain.require_python()
+    with hold() as lab:
+        assert lab is not None  # noqa: S101 - only the lab gets here
+        journal = Journal("demo")
+        if os.geteuid() == 0:
+            toolchain.packages(journal, toolchain.LAB_PROGRAMS)
+        preflight.check(lab)
+        toolchain.python_tools(journal)
+        playbook(journal, "bring up the hosts", "molecule/default/create.yml")
+        playbook(journal, "prepare the estate's other servers", "molecule/default/prepare.yml")
+        playbook(journal, "deploy", "site.yml")
+        base = f"http://{gateway_address()}:{GATEWAY_PORT}"
+        say(f"  asked “{QUESTION['messages'][0]['content']}” at {base}/v1/chat/completions")  # type: ignore[index]
+        say(f"    {ask(base)}")
+        journal.finish()
+        say("Next: `make smoke` asks every model, `make status` shows the estate, `make destroy` removes it.")
+
+
+def deploy() -> None:
+    ask_before_changing("deploy")
+    with hold(chosen_environment() == "lab") as lab:
+        require_lab(lab)
+        journal = Journal("deploy")
+        toolchain.python_tools(journal)
+        playbook(journal, "deploy", "site.yml", show_messages=True)
+        journal.finish()
+
+
+def plan() -> None:
+    with hold(chosen_environment() == "lab") as lab:
+        require_lab(lab)
+        journal = Journal("plan")
+        toolchain.python_tools(journal)
+        playbook(journal, "compare", "playbooks/plan.yml", "--check", show_messages=True)
+        journal.finish()
+
+
+def rollback() -> None:
+    ask_before_changing("rollback")
+    with hold(chosen_environment() == "lab") as lab:
+        require_lab(lab)
+        journal = Journal("rollback")
+        toolchain.python_tools(journal)
+        options = [
+            f"release_{key}={os.environ[name]}"
+            for key, name in (("to", "TO"), ("force", "FORCE"))
+            if os.environ.get(name)
+        ]
+        playbook(
+            journal,
+            "roll back",
+            "playbooks/rollback.yml",
+            *[part for option in options for part in ("-e", option)],
+            show_messages=True,
+        )
+        journal.finish()
+
+
+def releases() -> None:
+    with hold(chosen_environment() == "lab") as lab:
+        require_lab(lab)
+        journal = Journal("releases")
+        toolchain.python_tools(journal)
+        playbook(journal, "list", "playbooks/releases.yml", show_messages=True)
+
+
+def smoke() -> None:
+    """Every model that the gateway lists answers one question."""
+    base = f"http://{gateway_address()}:{GATEWAY_PORT}"
+    health = request(f"{base}/health")[1]
+    say(f"{base} is {health['status']}")
+    for model in request(f"{base}/v1/models")[1]["data"]:
+        say(f"  {ask(base, model['id'])}")
+
+
+def status() -> None:
+    if chosen_environment() == "lab":
+        try:
+            say(lab_status(Lab.from_environment()))
+        except LabError as error:
+            raise Failure(str(error)) from None
+    base = f"http://{gateway_address()}:{GATEWAY_PORT}"
+    say(json.dumps(request(f"{base}/health", timeout=10)[1], indent=2))
+
+
+def destroy() -> None:
+    only_for_the_lab("destroy")
+    with hold():
+        done = subprocess.run(
+            [sys.executable, "-m", "lab", "down"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise Failure(done.stderr.strip())
+        say("the lab is gone" if done.stdout.strip() == "changed" else "there was no lab")
+
+
+def bench() -> None:
+    raise Failure("see tools/benchmark.py")

@@ -1,0 +1,190 @@
+"""Long work told in phases: what runs, for how long, where its log is; and one clear paragraph when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORTS = ROOT / "reports"
+
+TASK = re.compile(r"^(?:TASK|RUNNING HANDLER|PLAY) \[(.*?)\]")
+FATAL = re.compile(r"^(?:fatal|failed): \[([^\]]+)\]")
+MESSAGE = re.compile(r"^\[ERROR\]: (?:Task failed: )?(.*)")
+COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+class Failure(Exception):
+    """One paragraph for the person at the keyboard."""
+
+
+@dataclass
+class Journal:
+    """The phases of one verb, their times, and one log for all of them."""
+
+    verb: str
+    started: float = field(default_factory=time.monotonic)
+    times: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        REPORTS.mkdir(exist_ok=True)
+        self.log = REPORTS / f"{self.verb}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+        self.log.touch()
+        say(f"{self.verb}: the full log is {self.log.relative_to(ROOT)}")
+
+    def phase(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        environment: Mapping[str, str] | None = None,
+        show: Callable[[str], bool] | None = None,
+    ) -> None:
+        """Run a command with its output in the log; lines that `show` wants are repeated on the screen."""
+        begun = time.monotonic()
+        progress = Progress(name)
+        with self.log.open("a") as log:
+            log.write(f"\n=== {name}: {' '.join(map(str, command))}\n")
+            log.flush()
+            process = subprocess.Popen(
+                [str(part) for part in command],
+                cwd=ROOT,
+                env={**os.environ, **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                # of its own, so that Ctrl-C reaches us alone and we can end it in good order
+                start_new_session=True,
+            )
+            try:
+                with progress:
+                    printed = self._follow(process, log, progress, show)
+            except BaseException:
+                end(process)
+                raise
+        self.times[name] = time.monotonic() - begun
+        if process.returncode != 0:
+            raise Failure(self._failure(name, printed, process.returncode))
+        say(f"  {name} … done in {duration(self.times[name])}")
+
+    @staticmethod
+    def _follow(
+        process: subprocess.Popen[str], log: IO[str], progress: Progress, show: Callable[[str], bool] | None
+    ) -> list[str]:
+        assert process.stdout is not None  # noqa: S101 - asked for above
+        printed = []
+        for line in process.stdout:
+            log.write(line)
+            log.flush()
+            plain = COLOUR.sub("", line.rstrip())
+            printed.append(plain)
+            if match := TASK.match(plain):
+                progress.now(match[1])
+            if show and show(plain):
+                progress.interrupt(plain)
+        process.wait()
+        return printed
+
+    def _failure(self, name: str, printed: list[str], status: int) -> str:
+        task = host = message = ""
+        for line in printed:
+            if match := TASK.match(line):
+                task = match[1]
+            elif match := MESSAGE.match(line):
+                message = match[1]
+            elif match := FATAL.match(line):
+                host = host or match[1]
+        if host:
+            what = f"the task {task!r} failed on {host}: {message or 'no reason was given'}"
+        else:
+            last = [line for line in printed if line.strip()][-8:]
+            what = f"it ended with status {status}, and its last words were:\n    " + "\n    ".join(last)
+        return (
+            f"`make {self.verb}` failed in its phase {name!r} "
+            f"after {duration(time.monotonic() - self.started)}: {what}\n"
+            f"The full log is {self.log.relative_to(ROOT)}. Mend the cause and run the same command again: "
+            "what is done already is not done twice."
+        )
+
+    def finish(self) -> None:
+        total = time.monotonic() - self.started
+        (REPORTS / f"{self.verb}.json").write_text(
+            json.dumps(
+                {
+                    "verb": self.verb,
+                    "total": round(total, 1),
+                    "phases": {name: round(took, 1) for name, took in self.times.items()},
+                },
+                indent=2,
+            )
+            + "\n"
+        )
+        say(f"{self.verb}: done in {duration(total)}")
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Stop a phase with everything that it started, and wait until it is gone."""
+    for signum, patience in ((signal.SIGINT, 20), (signal.SIGKILL, 5)):
+        if process.poll() is not None:
+            return
+        os.killpg(process.pid, signum)
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+class Progress:
+    """One line that moves on a terminal; in a log file, a line when a phase begins and none between."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.doing = name, ""
+        self.live = sys.stdout.isatty()
+        self.begun = time.monotonic()
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._turn, daemon=True)
+
+    def __enter__(self) -> Progress:
+        if self.live:
+            self.thread.start()
+        else:
+            say(f"  {self.name} …")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        if self.live:
+            self.thread.join()
+            sys.stdout.write("\r\x1b[K")
+
+    def now(self, doing: str) -> None:
+        self.doing = doing
+
+    def interrupt(self, line: str) -> None:
+        sys.stdout.write(("\r\x1b[K" if self.live else "") + f"    {line}\n")
+        sys.stdout.flush()
+
+    def _turn(self) -> None:
+        while not self.over.wait(0.5):
+            text = f"  {self.name} … {duration(time.monotonic() - self.begun)}  {self.doing}"
+            sys.stdout.write(f"\r\x1b[K{text[:110]}")
+            sys.stdout.flush()
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60:02} s"
+
+
+def say(text: str) -> None:
+    print(text, flush=True)

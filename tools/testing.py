@@ -1,0 +1,88 @@
+"""Verbs that judge: `check` needs nothing but Python, `test` adds the lab."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import subprocess
+from dataclasses import replace
+
+from lab import preflight
+from lab.settings import Lab, LabError
+from tools import toolchain
+from tools.phases import ROOT, Failure, Journal, say
+
+# what pytest says at its end, and why it passed over something
+VERDICT = re.compile(r"^(=+ .*(passed|failed|error).* =+|SKIPPED .*)$")
+
+
+def shell_scripts() -> list[str]:
+    listed = subprocess.run(
+        ["git", "grep", "--untracked", "-lE", "^#!.*\\b(ba)?sh$"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split()
+    return [name for name in listed if not name.endswith((".md", ".j2"))]
+
+
+def cheap_checks(journal: Journal) -> None:
+    environment = toolchain.environment()
+
+    def run(name: str, *command: str) -> None:
+        journal.phase(
+            name, [toolchain.program(command[0]), *command[1:]], environment, lambda line: bool(VERDICT.match(line))
+        )
+
+    run("ruff", "ruff", "check", ".")
+    run("mypy", "mypy", "lab", "tools", "plugins", "gateway/src", "tests")
+    run("yamllint", "yamllint", "--strict", ".")
+    run("ansible-lint", "ansible-lint", "--offline", "--strict")
+    scripts = shell_scripts()
+    if scripts:
+        journal.phase("shellcheck", ["shellcheck", *scripts])
+    run("unit, render, gateway and chaos tests", "pytest", "tests/unit", "tests/render", "tests/gateway", "tests/chaos")
+
+
+def check() -> None:
+    toolchain.require_python()
+    journal = Journal("check")
+    toolchain.packages(journal, toolchain.TEST_PROGRAMS)
+    toolchain.python_tools(journal)
+    cheap_checks(journal)
+    journal.finish()
+
+
+def beside(lab: Lab) -> Lab:
+    """The tests' own lab: whoever plays with the demo meanwhile is not disturbed."""
+    network = ipaddress.IPv4Network((int(lab.network.network_address) + 256, 24))
+    return replace(lab, prefix=f"{lab.prefix[:9]}t", network=network)
+
+
+def test() -> None:
+    toolchain.require_python()
+    journal = Journal("test")
+    toolchain.packages(journal, toolchain.TEST_PROGRAMS)
+    if os.geteuid() == 0:
+        toolchain.packages(journal, toolchain.LAB_PROGRAMS)
+    toolchain.python_tools(journal)
+    cheap_checks(journal)
+    try:
+        lab = beside(Lab.from_environment())
+        if os.geteuid() != 0:
+            say("  SKIPPED: the tests on the lab, because hosts can only be booted by root (run `sudo make test`)")
+            journal.finish()
+            return
+        with preflight.only_one(lab):
+            preflight.check(lab)
+            journal.phase(
+                "molecule test",
+                [toolchain.program("molecule"), "test"],
+                {
+                    **toolchain.environment(),
+                    "LAB_PREFIX": lab.prefix,
+                    "LAB_NETWORK": str(lab.network.network_address).rpartition(".")[0],
+                },
+                lambda line: bool(VERDICT.match(line.strip(' -"'))),
+            )
+    except LabError as error:
+        raise Failure(str(error)) from None
+    journal.finish()

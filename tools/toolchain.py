@@ -1,0 +1,79 @@
+"""The programs that the verbs use: Debian packages where they must be, everything else in .venv, pinned."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from tools.phases import ROOT, Failure, Journal
+
+VENV = ROOT / ".venv"
+PINS = ROOT / "requirements" / "tools.txt"
+
+# program -> Debian package; what the lab needs besides is in lab/preflight.py
+LAB_PROGRAMS = {
+    "systemd-nspawn": "systemd-container",
+    "mmdebstrap": "mmdebstrap",
+    "ip": "iproute2",
+    "nft": "nftables",
+    "ssh": "openssh-client",
+}
+TEST_PROGRAMS = {"shellcheck": "shellcheck", "node": "nodejs", "npm": "npm"}
+
+
+def program(name: str) -> Path:
+    return VENV / "bin" / name
+
+
+def environment() -> dict[str, str]:
+    """molecule and ansible-lint look for ansible beside themselves on PATH."""
+    return {"PATH": f"{VENV / 'bin'}:{os.environ['PATH']}", "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+
+
+def require_python() -> None:
+    if sys.version_info < (3, 11):
+        raise Failure(
+            f"python3 is {sys.version.split()[0]} and 3.11 or newer is needed: use Debian 12 or Ubuntu 24.04, or name "
+            "a newer one with `make PYTHON=python3.12 …`."
+        )
+
+
+def packages(journal: Journal, wanted: dict[str, str]) -> None:
+    """Install Debian packages of programs that are not there; without root, name them."""
+    missing = sorted({package for name, package in wanted.items() if not shutil.which(name)})
+    if not missing:
+        return
+    if os.geteuid() != 0:
+        raise Failure(
+            f"These packages are needed and only root can install them: sudo apt-get install {' '.join(missing)}"
+        )
+    if not shutil.which("apt-get"):
+        raise Failure(
+            f"This machine has no apt-get: install {', '.join(missing)} with its own package manager, then run this "
+            "again."
+        )
+    quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+    journal.phase("refresh package lists", ["apt-get", "update", "--quiet"], quiet)
+    install = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends"]
+    journal.phase(f"install {' '.join(missing)}", [*install, *missing], quiet)
+
+
+def python_tools(journal: Journal) -> None:
+    """Make .venv hold exactly what is pinned; a stamp with the pins' digest tells whether it does."""
+    require_python()
+    digest = hashlib.sha256(PINS.read_bytes() + sys.version.encode()).hexdigest()
+    stamp = VENV / "pins.sha256"
+    if stamp.is_file() and stamp.read_text() == digest:
+        return
+    try:
+        import ensurepip  # noqa: F401, PLC0415 - Debian ships it in a package of its own
+    except ImportError:
+        packages(journal, {"ensurepip, which is a module and never on PATH": "python3-venv"})
+    journal.phase("make .venv", [sys.executable, "-m", "venv", "--clear", VENV])
+    journal.phase(
+        "install pinned tools", [program("pip"), "install", "--quiet", "--require-hashes", "--requirement", PINS]
+    )
+    stamp.write_text(digest)
