@@ -7,7 +7,10 @@ import importlib
 import sys
 
 # verb -> the module whose `add_arguments(parser)` and `run(arguments) -> int` implement it
-VERBS: dict[str, str] = {}
+VERBS: dict[str, str] = {
+    "prestart": "prestart",
+    "ready": "ready",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
