@@ -83,9 +83,7 @@ def prove_answer(port: int, served: str, task: str, timeout: float, key: str = "
         raise FailedError(f"{served} on port {port} answered {status}: {_message(answer)}")
     text = _sense(answer, task)
     if text is None:
-        raise FailedError(
-            f"{served} on port {port} answered 200, but with nothing that can be read as an answer"
-        )
+        raise FailedError(f"{served} on port {port} answered 200, but with nothing that can be read as an answer")
     return {
         "model": served,
         "port": port,
@@ -127,8 +125,7 @@ def await_ready(
         state = systemd.show(service.unit)
         if state.given_up:
             raise FailedError(
-                f"{service.unit} is {state.active} ({state.sub}). Its last words: "
-                f"{_last(systemd, service.unit)}"
+                f"{service.unit} is {state.active} ({state.sub}). Its last words: {_last(systemd, service.unit)}"
             )
         try:
             return prove()
