@@ -27,12 +27,12 @@ class Prober(Protocol):
 
 
 def ask(
-    port: int, path: str, body: Any = None, *, timeout: float = 10.0, key: str = ""
+    port: int, path: str, body: Any = None, *, timeout: float = 10.0, key: str = "", host: str = "127.0.0.1"
 ) -> tuple[int, dict[str, str], Any]:
-    """One request to this host; the answer's status, headers and JSON. Anything that is no JSON object is a
+    """One request; the answer's status, headers and JSON. Anything that is no JSON object is a
     FailedError."""
     method = "GET" if body is None else "POST"
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)
     headers = {"Content-Type": "application/json", "X-Citadel-Probe": "release"}
     if key:
         headers["Authorization"] = f"Bearer {key}"

@@ -42,12 +42,15 @@ def _row(history: History, manifest: Manifest, before: Manifest | None, live: bo
         "live": live,
         "at": history.at or manifest.created.get("at", ""),
         "by": manifest.created.get("by", ""),
-        "source": str(manifest.source.get("revision", ""))[:10] + ("+" if manifest.source.get("dirty") "
-        "else ""),
+        "source": _source(manifest.source),
         "changed": _changed(manifest, before),
         "reason": history.reason,
         "proof": len(history.proof),
     }
+
+
+def _source(source: dict[str, Any]) -> str:
+    return str(source.get("revision", ""))[:10] + ("+" if source.get("dirty") else "")
 
 
 def _changed(manifest: Manifest, before: Manifest | None) -> str:
