@@ -1,7 +1,8 @@
-"""Filters over the catalogue, for roles that need whole stanzas."""
+"""Filters that wire roles together: whole stanzas of the catalogue, and where an environment is."""
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,11 @@ def citadel_stanzas(
         raise AnsibleFilterError(str(error)) from error
 
 
+def citadel_environment_path(item: Mapping[str, Any], root: str) -> str:
+    """Environments are shared by what goes into them: the same requirements are the same folder."""
+    return f"{root}/{item['key']}-{hashlib.sha256(item['value']['requirements'].encode()).hexdigest()[:12]}"
+
+
 class FilterModule:
     def filters(self) -> dict[str, Any]:
-        return {"citadel_stanzas": citadel_stanzas}
+        return {"citadel_stanzas": citadel_stanzas, "citadel_environment_path": citadel_environment_path}

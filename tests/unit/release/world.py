@@ -206,7 +206,7 @@ def release_files(gateway: str = "g1", host: str = "h1", **models: str) -> dict[
         "host/citadel/__init__.py": f"# {host}\n",
     }
     for port, (name, digest) in enumerate(sorted(models.items()), 11400):
-        files[f"config/models/{name}.env"] = (
-            f"CITADEL_DIGEST={digest}\nCITADEL_PORT={port}\nCITADEL_SERVED_NAME={name}\n"
-        )
+        files[f"config/models/{name}.env"] = f"CITADEL_DIGEST={digest}\n"
+        files[f"config/models/{name}.yml"] = f"port: {port}\nserved-model-name: {name}\n"
+        files[f"units/citadel-llm@{name}.service.d/plan.conf"] = "[Service]\nTimeoutStartSec=60\n"
     return files

@@ -21,9 +21,7 @@ FREE = 64 * 1024 * 1024  # what journals, reports and logs of one transaction ma
 Run = Callable[[list[str], dict[str, str]], subprocess.CompletedProcess[str]]
 
 
-def check(
-    layout: Layout, systemd: Systemd, manifest: Manifest, live: Live, run: Run | None = None
-) -> list[str]:
+def check(layout: Layout, systemd: Systemd, manifest: Manifest, live: Live, run: Run | None = None) -> list[str]:
     """All objections at once: who has to change three things should not need three runs."""
     release = layout.release(manifest.id)
     return [
@@ -44,8 +42,7 @@ def _parts(layout: Layout, manifest: Manifest) -> list[str]:
         if not layout.inside(path).is_dir()
     ]
     missing += [
-        f"model {name} revision {model['revision']} is not at {model['path']}: run the deployment, which "
-        "fetches it"
+        f"model {name} revision {model['revision']} is not at {model['path']}: run the deployment, which fetches it"
         for name, model in sorted(manifest.models.items())
         if not layout.inside(model["path"]).is_dir()
     ]
@@ -55,9 +52,7 @@ def _parts(layout: Layout, manifest: Manifest) -> list[str]:
 def _disk(layout: Layout) -> list[str]:
     free = shutil.disk_usage(layout.home).free
     if free < FREE:
-        return [
-            f"{layout.home} has {free // 2**20} MiB free and {FREE // 2**20} MiB are needed: make room first"
-        ]
+        return [f"{layout.home} has {free // 2**20} MiB free and {FREE // 2**20} MiB are needed: make room first"]
     try:
         set_reserve(layout)
     except OSError as error:
@@ -68,9 +63,7 @@ def _disk(layout: Layout) -> list[str]:
 def _capacity(manifest: Manifest) -> list[str]:
     if manifest.capacity.get("fits", True):
         return []
-    return [
-        f"the capacity plan says that it does not fit: {manifest.capacity.get('why', 'run make capacity')}"
-    ]
+    return [f"the capacity plan says that it does not fit: {manifest.capacity.get('why', 'run make capacity')}"]
 
 
 def _ports(layout: Layout, manifest: Manifest, live: Live) -> list[str]:
@@ -123,9 +116,7 @@ def _gateway(layout: Layout, manifest: Manifest, run: Run) -> list[str]:
         return [f"gateway environment: {error}"]
     if done.returncode == 0:
         return []
-    return [
-        f"gateway configuration: {line}" for line in (done.stderr or done.stdout).strip().splitlines()[-8:]
-    ]
+    return [f"gateway configuration: {line}" for line in (done.stderr or done.stdout).strip().splitlines()[-8:]]
 
 
 def _run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

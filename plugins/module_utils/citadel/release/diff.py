@@ -9,9 +9,7 @@ from pathlib import Path
 from .plan import Plan
 
 SHOWN = ("config/", "units/")  # source code is reviewed where it is kept
-_SECRET = re.compile(
-    r"(?i)((?:^|[\s\"'_-])(?:password|passwd|secret|token|api_?key|private_?key)\"?\s*[:=]\s*)(\S.*)$"
-)
+_SECRET = re.compile(r"(?i)((?:^|[\s\"'_-])(?:password|passwd|secret|token|api_?key|private_?key)\"?\s*[:=]\s*)(\S.*)$")
 
 
 def masked(text: str) -> str:

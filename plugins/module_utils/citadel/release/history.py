@@ -76,9 +76,7 @@ def live_release(layout: Layout) -> str | None:
     """What `current` names; a link that leads nowhere is refused with its target."""
     if not layout.current.is_symlink():
         if layout.current.exists():
-            raise RefusedError(
-                f"{layout.current} is no symbolic link. Move it away; it belongs to the releases."
-            )
+            raise RefusedError(f"{layout.current} is no symbolic link. Move it away; it belongs to the releases.")
         return None
     target = layout.current.readlink()
     if not (layout.current / "manifest.json").is_file():

@@ -11,7 +11,7 @@ from pathlib import Path
 from .files import flush_folder, link
 from .layout import Layout
 from .manifest import Manifest
-from .services import GATEWAY_TEMPLATE, MANAGED, MODEL_TEMPLATE
+from .services import DROP_INS, GATEWAY_TEMPLATE, MANAGED, MODEL_TEMPLATE
 
 FACES = {"config": "current/config", "env": "current/env", "llm-server": "current"}
 
@@ -23,6 +23,9 @@ def links_of(layout: Layout, manifest: Manifest) -> dict[Path, str]:
     release = layout.release(manifest.id)
     for path in sorted(manifest.files):
         name = path.removeprefix("units/")
+        folder, inside, _ = name.partition("/")
+        if inside and DROP_INS.match(folder):
+            links[layout.units / folder] = f"{layout.current}/units/{folder}"
         if name == path or not MANAGED.match(name):
             continue
         text = (release / path).read_text(encoding="utf-8")
@@ -35,9 +38,7 @@ def links_of(layout: Layout, manifest: Manifest) -> dict[Path, str]:
             if name == MODEL_TEMPLATE:
                 instances = {service.unit: "" for service in manifest.services if service.kind == "model"}
         for folder in wanted_by(text):
-            links |= {
-                layout.units / folder / unit: str(layout.units / _source(name, unit)) for unit in instances
-            }
+            links |= {layout.units / folder / unit: str(layout.units / _source(name, unit)) for unit in instances}
     return links
 
 

@@ -81,9 +81,7 @@ def read_manifest(release: Path) -> Manifest:
     try:
         return Manifest.parse((release / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RefusedError(
-            f"{release} has no manifest.json: it is not a complete release. Deploy again."
-        ) from None
+        raise RefusedError(f"{release} has no manifest.json: it is not a complete release. Deploy again.") from None
     except (ValueError, TypeError, KeyError) as error:
         raise RefusedError(
             f"{release / 'manifest.json'} cannot be read ({error}): the release was altered or is from "
@@ -113,10 +111,6 @@ def tampering(release: Path, manifest: Manifest) -> list[str]:
         if not lead.is_symlink() or str(lead.readlink()) != target:
             found.append(f"env/{name} does not lead to {target}")
     recomputed = content_digest(manifest.files, manifest.environments, manifest.models, manifest.services)
-    if (
-        manifest.digest != recomputed
-        or manifest.id != release.name
-        or not manifest.id.endswith(recomputed[:8])
-    ):
+    if manifest.digest != recomputed or manifest.id != release.name or not manifest.id.endswith(recomputed[:8]):
         found.append("manifest.json does not match its own digest")
     return found

@@ -129,9 +129,7 @@ def _alive(host: Host, service: Service) -> dict[str, Any]:
     state = host.systemd.show(service.unit)
     if state.given_up:
         words = " | ".join(host.systemd.log(service.unit, 5)) or "none"
-        raise FailedError(
-            f"{service.unit} is {state.active} ({state.sub}) after its start. Its last words: {words}"
-        )
+        raise FailedError(f"{service.unit} is {state.active} ({state.sub}) after its start. Its last words: {words}")
     return {"active": state.active}
 
 

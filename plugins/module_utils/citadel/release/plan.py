@@ -24,11 +24,7 @@ class Action:
     measured: bool = False
 
     def sentence(self) -> str:
-        length = (
-            ""
-            if not self.seconds
-            else f", about {self.seconds:.0f} s" + ("" if self.measured else " (a guess)")
-        )
+        length = "" if not self.seconds else f", about {self.seconds:.0f} s" + ("" if self.measured else " (a guess)")
         return f"{self.verb:8}{self.unit}: {self.why}{length}"
 
 
@@ -79,9 +75,7 @@ def plan(desired: Manifest, live: Live) -> Plan:
         release=desired.id,
         previous=live.release,
         added=tuple(sorted(desired.files.keys() - before.keys())),
-        changed=tuple(
-            sorted(p for p in desired.files.keys() & before.keys() if desired.files[p] != before[p])
-        ),
+        changed=tuple(sorted(p for p in desired.files.keys() & before.keys() if desired.files[p] != before[p])),
         removed=tuple(sorted(before.keys() - desired.files.keys())),
         moved=tuple(_moved(desired, live.manifest)),
         sockets=tuple(_sockets(desired.files, before)),
@@ -98,13 +92,7 @@ def _actions(desired: Manifest, live: Live) -> list[Action]:
         # Gateways of other releases are the business of the replacement, as long as there is one.
         if unit in gateways([unit]) and keeps_gateway:
             continue
-        kind = (
-            "gateway"
-            if gateways([unit])
-            else "model"
-            if unit.startswith(MODEL_TEMPLATE.split("@")[0])
-            else "other"
-        )
+        kind = "gateway" if gateways([unit]) else "model" if unit.startswith(MODEL_TEMPLATE.split("@")[0]) else "other"
         actions.append(Action("stop", unit, kind, "the release does not name it"))
     return actions
 

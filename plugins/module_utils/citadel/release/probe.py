@@ -27,12 +27,12 @@ class Prober(Protocol):
 
 
 def ask(
-    port: int, path: str, body: Any = None, *, timeout: float = 10.0, key: str = ""
+    port: int, path: str, body: Any = None, *, timeout: float = 10.0, key: str = "", host: str = "127.0.0.1"
 ) -> tuple[int, dict[str, str], Any]:
-    """One request to this host; the answer's status, headers and JSON. Anything that is no JSON object is a
+    """One request; the answer's status, headers and JSON. Anything that is no JSON object is a
     FailedError."""
     method = "GET" if body is None else "POST"
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)
     headers = {"Content-Type": "application/json", "X-Citadel-Probe": "release"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
@@ -83,9 +83,7 @@ def prove_answer(port: int, served: str, task: str, timeout: float, key: str = "
         raise FailedError(f"{served} on port {port} answered {status}: {_message(answer)}")
     text = _sense(answer, task)
     if text is None:
-        raise FailedError(
-            f"{served} on port {port} answered 200, but with nothing that can be read as an answer"
-        )
+        raise FailedError(f"{served} on port {port} answered 200, but with nothing that can be read as an answer")
     return {
         "model": served,
         "port": port,
@@ -127,8 +125,7 @@ def await_ready(
         state = systemd.show(service.unit)
         if state.given_up:
             raise FailedError(
-                f"{service.unit} is {state.active} ({state.sub}). Its last words: "
-                f"{_last(systemd, service.unit)}"
+                f"{service.unit} is {state.active} ({state.sub}). Its last words: {_last(systemd, service.unit)}"
             )
         try:
             return prove()

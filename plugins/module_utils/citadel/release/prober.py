@@ -61,9 +61,7 @@ class HttpProber:
             answers = {model.served: model.task for model in models}
             return {
                 "port": port,
-                "answers": [
-                    prove_answer(port, served, task, ANSWER) for served, task in sorted(answers.items())
-                ],
+                "answers": [prove_answer(port, served, task, ANSWER) for served, task in sorted(answers.items())],
             }
 
         return prove

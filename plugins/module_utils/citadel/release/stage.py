@@ -80,8 +80,7 @@ def stage(layout: Layout, wish: Wish, manifest: Manifest) -> bool:
             shutil.rmtree(aside, ignore_errors=True)
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise RefusedError(
-                    f"No room for release {manifest.id} in {layout.releases}: {error.strerror}. Nothing "
-                    "was changed."
+                    f"No room for release {manifest.id} in {layout.releases}: {error.strerror}. Nothing was changed."
                 ) from error
             raise
         aside.replace(release)
@@ -104,9 +103,7 @@ def _highest(layout: Layout) -> int:
     """Numbers of collected releases are not given again while their journals name them."""
     if not layout.journals.is_dir():
         return 0
-    return max(
-        (number_of(path.stem.partition("-")[2]) for path in layout.journals.glob("*.jsonl")), default=0
-    )
+    return max((number_of(path.stem.partition("-")[2]) for path in layout.journals.glob("*.jsonl")), default=0)
 
 
 def _write(aside: Path, wish: Wish, manifest: Manifest) -> None:
@@ -132,15 +129,9 @@ def _write(aside: Path, wish: Wish, manifest: Manifest) -> None:
 def _validate(wish: Wish) -> None:
     for path in wish.files:
         parts = PurePosixPath(path).parts
-        if (
-            not _DIRECT.match(path)
-            or ".." in parts
-            or path != str(PurePosixPath(path))
-            or path == "manifest.json"
-        ):
+        if not _DIRECT.match(path) or ".." in parts or path != str(PurePosixPath(path)) or path == "manifest.json":
             raise RefusedError(
-                f"A release cannot hold a file at {path!r}: use a path inside of units/, config/, gateway/ "
-                "or host/."
+                f"A release cannot hold a file at {path!r}: use a path inside of units/, config/, gateway/ or host/."
             )
     for name, environment in wish.environments.items():
         if not environment.startswith("/"):

@@ -92,9 +92,7 @@ class Systemctl:
         return [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
 
     def log(self, unit: str, lines: int) -> list[str]:
-        return _run(
-            ["journalctl", "-u", unit, "-n", str(lines), "-o", "cat", "--no-pager"]
-        ).stdout.splitlines()
+        return _run(["journalctl", "-u", unit, "-n", str(lines), "-o", "cat", "--no-pager"]).stdout.splitlines()
 
     def _ask(self, *arguments: str) -> str:
         return _run(["systemctl", *arguments]).stdout

@@ -42,12 +42,15 @@ def _row(history: History, manifest: Manifest, before: Manifest | None, live: bo
         "live": live,
         "at": history.at or manifest.created.get("at", ""),
         "by": manifest.created.get("by", ""),
-        "source": str(manifest.source.get("revision", ""))[:10]
-        + ("+" if manifest.source.get("dirty") else ""),
+        "source": _source(manifest.source),
         "changed": _changed(manifest, before),
         "reason": history.reason,
         "proof": len(history.proof),
     }
+
+
+def _source(source: dict[str, Any]) -> str:
+    return str(source.get("revision", ""))[:10] + ("+" if source.get("dirty") else "")
 
 
 def _changed(manifest: Manifest, before: Manifest | None) -> str:
@@ -59,14 +62,9 @@ def _changed(manifest: Manifest, before: Manifest | None) -> str:
         for path in manifest.files.keys() | before.files.keys()
         if manifest.files.get(path) != before.files.get(path)
     }
-    differing |= {
-        f"env {name}"
-        for name in manifest.environments
-        if manifest.environments[name] != before.environments.get(name)
-    }
-    differing |= {
-        f"model {name}" for name in manifest.models if manifest.models[name] != before.models.get(name)
-    }
+    moved = {name for name, path in manifest.environments.items() if before.environments.get(name) != path}
+    fetched = {name for name, model in manifest.models.items() if before.models.get(name) != model}
+    differing |= {f"env {name}" for name in moved} | {f"model {name}" for name in fetched}
     return ", ".join(sorted(differing)) or "nothing"
 
 

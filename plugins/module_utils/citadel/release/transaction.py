@@ -122,9 +122,7 @@ class Transaction:
         manifest = read_manifest(host.layout.release(release))
         history = host.histories.of(release)
         if history.state == BAD and not force:
-            raise RefusedError(
-                f"Release {release} is marked bad: {history.reason}. Deploy again, or say FORCE=1."
-            )
+            raise RefusedError(f"Release {release} is marked bad: {history.reason}. Deploy again, or say FORCE=1.")
         if _live(host, force) is None and host.layout.current.is_symlink():
             host.layout.current.unlink()  # forced past a link that leads nowhere
         return manifest

@@ -87,9 +87,7 @@ def follow(result: Path, timeout: float) -> dict[str, Any]:
             if over or outcome["outcome"] != "stuck":
                 return outcome
         elif over:
-            raise RefusedError(
-                f"The transaction ended without a word. `journalctl -u {UNIT}` on the host says more."
-            )
+            raise RefusedError(f"The transaction ended without a word. `journalctl -u {UNIT}` on the host says more.")
         time.sleep(0.3)
     raise RefusedError(
         f"The transaction still runs after {timeout:.0f} s. It goes on by itself: `journalctl -fu {UNIT}`."
