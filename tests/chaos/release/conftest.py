@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from citadel.release.failure import RefusedError
 from citadel.release.history import live_release
 from citadel.release.host import now
@@ -25,7 +26,6 @@ from citadel.release.probe import ask
 from citadel.release.stage import Wish, manifest_of, stage
 from citadel.release.survey import Live
 from citadel.release.unit import RESULTS, UNIT, Request, command
-
 from lab import handover, network
 from lab.machine import Machine, wait
 from lab.settings import Host, Lab
