@@ -28,7 +28,7 @@ BASE: dict[str, Any] = {
     "auth": {"anonymous": {"enabled": True, "tier": "default"}},
     "server": {"drain": 5.0, "write_timeout": 2.0, "body_timeout": 2.0, "header_timeout": 2.0},
     "limits": {"overall": None, "address": PLENTY, "tiers": {"default": {"max_priority": "critical"}}},
-    "health": {"interval": 0.5, "awaited_interval": 0.03, "down_interval": 0.1, "timeout": 1.0, "stalled_after": 0.5},
+    "health": {"interval": 0.5, "awaited_interval": 0.03, "down_interval": 0.1, "timeout": 1.0, "stalled_after": 60.0},
     "breaker": {"window": 10.0, "minimum": 4, "recovery": 0.4, "half_open_calls": 2},
     "retry": {"backoff": 0.01},
 }
