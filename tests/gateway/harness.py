@@ -101,7 +101,7 @@ class Lab:
         assert gateway.admission.in_flight == 0
         assert gateway.admission.waiting == 0
         assert abs(gateway.admission.common_used) < 1e-9
-        assert gateway.limits.active() == 0
+        assert gateway.limits.open == gateway.limits.leaked() == 0
         assert all(replica.in_flight == 0 for replica in gateway.fleet.replicas())
         assert all(lane.waiting == 0 and lane.cost == 0 for lane in gateway.admission.lanes.values())
         for simulator in self.simulators.values():

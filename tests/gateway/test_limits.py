@@ -61,7 +61,7 @@ def test_everything_is_reserved_or_nothing() -> None:
     with pytest.raises(Exceeded):
         limits.reserve([roomy, tight], 1)
     assert roomy.requests[0].total == 1
-    assert limits.active() == 2
+    assert limits.open == 1
 
 
 def test_settling_counts_once() -> None:
