@@ -82,7 +82,7 @@ class Lab:
     def reconfigure(self, over: dict[str, Any]) -> str | None:
         """Write a changed file and reload it."""
         self.config = merged(self.config, over)
-        self.gateway.path.write_text(yaml.safe_dump(self.config))
+        self.gateway.path.write_text(yaml.safe_dump(self.config, sort_keys=False))
         return self.gateway.reload()
 
     def records(self, log: str = "access") -> list[dict[str, Any]]:
@@ -205,7 +205,7 @@ async def running(
         }
         config = merged(merged(BASE, own), over or {})
         path = folder / "gateway.yml"
-        path.write_text(yaml.safe_dump(config))
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
         bind = dict.fromkeys(("api", "management", "health"), "127.0.0.1:0")
         bind["management_socket"] = str(folder / "management.sock")
         process = Process(configuration.load(path), path, bind)
