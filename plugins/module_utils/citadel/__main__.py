@@ -7,7 +7,11 @@ import importlib
 import sys
 
 # verb -> the module whose `add_arguments(parser)` and `run(arguments) -> int` implement it
-VERBS: dict[str, str] = {"release": "release.cli"}
+VERBS: dict[str, str] = {
+    "prestart": "prestart",
+    "ready": "ready",
+    "release": "release.cli",
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,237 @@
+"""The catalogue: what the stanzas of `citadel_models` say, checked and typed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+KINDS = ("chat", "embeddings")
+VARIANTS = ("bf16", "int8", "int4")  # from the most faithful to the smallest
+SOURCES = ("hub", "mirror", "directory", "archive")
+REPLICA_PORT_STEP = 100
+# systemd would escape anything else in an instance name, and file names and metric labels carry it too.
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9._]|-(?!-)){0,47}")
+REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class CatalogueError(ValueError):
+    """A stanza that cannot be meant: which one, which key, which value, and the way out."""
+
+    def __init__(self, model: str, key: str, value: object, problem: str) -> None:
+        super().__init__(f"citadel_models.{model}.{key} = {value!r}: {problem}")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the weights of one variant come from."""
+
+    variant: str
+    repository: str
+    revision: str
+    source: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One stanza."""
+
+    name: str
+    kind: str
+    port: int
+    replicas: int
+    cores: int
+    cpus: tuple[int, ...]
+    context: int
+    batched_tokens: int
+    sequences: int
+    concurrent: int
+    timeout: int
+    kv_cache_gib: float
+    variant: str
+    weights: Mapping[str, Weights]
+    tool_parser: str
+    structured_output: bool
+    engine: Mapping[str, Any]
+    generation: Mapping[str, Any]
+
+    def instances(self) -> list[tuple[str, int]]:
+        """The names and ports of its replicas; a single one bears the model's own name."""
+        if self.replicas == 1:
+            return [(self.name, self.port)]
+        return [
+            (f"{self.name}-{number}", self.port + REPLICA_PORT_STEP * (number - 1))
+            for number in range(1, self.replicas + 1)
+        ]
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` upon `base`, mapping by mapping; neither is changed."""
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def complete(
+    models: Mapping[str, Any], defaults: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Every enabled stanza with its defaults and overrides applied, still as plain data."""
+    overrides = overrides or {}
+    for name in overrides:
+        if name not in models:
+            known = ", ".join(models)
+            raise CatalogueError(name, "*", overrides[name], f"citadel_models has no such model; it has {known}")
+    stanzas = {}
+    for name, stanza in models.items():
+        if not isinstance(stanza, Mapping):
+            raise CatalogueError(str(name), "*", stanza, "a model is a mapping of keys, see docs/models.md")
+        whole = merged(merged(defaults, stanza), overrides.get(name, {}))
+        if whole.get("enabled", True):
+            stanzas[str(name)] = whole
+    if not stanzas:
+        raise CatalogueError("*", "enabled", False, "no model is left; enable at least one")
+    return stanzas
+
+
+def parse_cpus(text: str) -> tuple[int, ...]:
+    """ "0-2,8" as (0, 1, 2, 8)."""
+    cpus: set[int] = set()
+    for part in filter(None, (piece.strip() for piece in str(text).split(","))):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise ValueError(f"{part!r} is no CPU or range of CPUs such as 3 or 0-7")
+        cpus.update(range(int(first), int(last or first) + 1))
+    return tuple(sorted(cpus))
+
+
+def format_cpus(cpus: tuple[int, ...]) -> str:
+    """(0, 1, 2, 8) as "0-2,8"."""
+    parts: list[str] = []
+    run: list[int] = []
+    for cpu in [*sorted(cpus), None]:
+        if cpu is not None and (not run or cpu == run[-1] + 1):
+            run.append(cpu)
+            continue
+        if run:
+            parts.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
+        run = [] if cpu is None else [cpu]
+    return ",".join(parts)
+
+
+class Stanza:
+    """Reads the keys of one stanza; every complaint names the stanza, the key and the value."""
+
+    def __init__(self, model: str, keys: Mapping[str, Any]) -> None:
+        self.model = model
+        self.keys = keys
+
+    def refuse(self, key: str, problem: str) -> CatalogueError:
+        return CatalogueError(self.model, key, self.keys.get(key), problem)
+
+    def number(self, key: str, low: int, high: int) -> int:
+        value = self.keys.get(key)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self.refuse(key, f"give a whole number from {low} to {high}")
+        return value
+
+    def text(self, key: str) -> str:
+        value = self.keys.get(key, "")
+        if not isinstance(value, str):
+            raise self.refuse(key, "give a text")
+        return value
+
+    def mapping(self, key: str) -> Mapping[str, Any]:
+        value = self.keys.get(key) or {}
+        if not isinstance(value, Mapping):
+            raise self.refuse(key, "give a mapping of keys and values")
+        return value
+
+    def choice(self, key: str, choices: tuple[str, ...]) -> str:
+        value = self.keys.get(key)
+        if value not in choices:
+            raise self.refuse(key, f"choose one of {', '.join(choices)}")
+        return str(value)
+
+    def weights(self) -> dict[str, Weights]:
+        found: dict[str, Weights] = {}
+        places = {"bf16": dict(self.keys), **self.mapping("variants")}
+        for variant, place in places.items():
+            if variant not in VARIANTS:
+                raise self.refuse("variants", f"unknown variant {variant!r}; known are {', '.join(VARIANTS)}")
+            source = place.get("source") or {}
+            if source and source.get("kind") not in SOURCES:
+                raise self.refuse("source", f"source.kind is one of {', '.join(SOURCES)}")
+            revision = str(place.get("revision", ""))
+            if not REVISION.fullmatch(revision):
+                raise self.refuse("revision", "give a commit, a tag or a name of letters, digits, '.', '_' and '-'")
+            repository = str(place.get("repository", ""))
+            if not repository and source.get("kind", "hub") in ("hub", "mirror"):
+                raise self.refuse("repository", f"give owner/name for the {variant} weights")
+            found[variant] = Weights(variant, repository, revision, {k: str(v) for k, v in source.items()})
+        return found
+
+    def parse(self) -> Model:
+        if not NAME.fullmatch(self.model) or self.model.endswith("-"):
+            raise CatalogueError(
+                self.model,
+                "(name)",
+                self.model,
+                "systemd cannot take this as an instance; use up to 48 of a-z, 0-9, '.', '_' and single '-'",
+            )
+        variant = self.choice("variant", ("auto", *VARIANTS))
+        weights = self.weights()
+        if variant != "auto" and variant not in weights:
+            raise self.refuse("variant", f"citadel_models.{self.model}.variants does not say where it comes from")
+        try:
+            cpus = parse_cpus(self.text("cpus"))
+        except ValueError as error:
+            raise self.refuse("cpus", str(error)) from None
+        cores = self.number("cores", 1, 1024)
+        if cpus and len(cpus) != cores:
+            raise self.refuse("cpus", f"these are {len(cpus)} CPUs, but cores is {cores}; make them agree")
+        kv_cache = self.keys.get("kv_cache_gib", 0)
+        if isinstance(kv_cache, bool) or not isinstance(kv_cache, int | float) or kv_cache < 0:
+            raise self.refuse("kv_cache_gib", "give GiB as a number, or 0 for one full context")
+        return Model(
+            name=self.model,
+            kind=self.choice("kind", KINDS),
+            port=self.number("port", 1024, 65535),
+            replicas=self.number("replicas", 1, 9),
+            cores=cores,
+            cpus=cpus,
+            context=self.number("context", 16, 10_000_000),
+            batched_tokens=self.number("batched_tokens", 16, 1_000_000),
+            sequences=self.number("sequences", 1, 10_000),
+            concurrent=self.number("concurrent", 1, 100_000),
+            timeout=self.number("timeout", 1, 86_400),
+            kv_cache_gib=float(kv_cache),
+            variant=variant,
+            weights=weights,
+            tool_parser=self.text("tool_parser"),
+            structured_output=bool(self.keys.get("structured_output", True)),
+            engine=self.mapping("engine"),
+            generation=self.mapping("generation"),
+        )
+
+
+def parse(stanzas: Mapping[str, Mapping[str, Any]], taken_ports: Mapping[int, str] | None = None) -> list[Model]:
+    """The models of completed stanzas, or one sentence about the first thing that is wrong."""
+    models = [Stanza(name, stanza).parse() for name, stanza in stanzas.items()]
+    owners = dict(taken_ports or {})
+    names: set[str] = set()
+    for model in models:
+        for instance, port in model.instances():
+            if port in owners:
+                raise CatalogueError(
+                    model.name, "port", model.port, f"{instance} and {owners[port]} both want port {port}; change one"
+                )
+            owners[port] = instance
+            if instance in names:
+                raise CatalogueError(
+                    model.name, "replicas", model.replicas, f"two instances would be called {instance}; rename a model"
+                )
+            names.add(instance)
+    return models

@@ -1,0 +1,138 @@
+"""How vLLM is told to serve one instance: its options, its environment, and what systemd grants it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .capacity import Placed
+from .catalogue import Model, format_cpus
+
+KV_DTYPE = "bfloat16"
+# Edges of the documents' targets: vLLM's own buckets have none at 0.75 and 3 seconds.
+LATENCY_BUCKETS = (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 5, 10, 30, 60, 120, 300)
+FIRST_TOKEN_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are on the host."""
+
+    environment: str
+    models: str
+    cache: str
+    libraries: tuple[str, ...]
+    address: str
+    drain: int
+    log_level: str
+
+
+def options(place: Placed, places: Places) -> dict[str, Any]:
+    """vLLM's configuration file; the stanza's `engine` has the last word."""
+    need = place.need
+    model = need.model
+    chosen: dict[str, Any] = {
+        "model": model_folder(model, need.variant, places),
+        "served-model-name": model.name,
+        "host": places.address,
+        "port": need.port,
+        "dtype": KV_DTYPE,
+        "max-model-len": model.context,
+        "max-num-batched-tokens": model.batched_tokens,
+        "max-num-seqs": model.sequences,
+        "max-num-queued-reqs": model.concurrent,
+        "shutdown-timeout": places.drain,
+        "seed": 0,
+        "disable-uvicorn-access-log": True,
+        "custom-histogram-buckets": json.dumps(
+            {"request_latency": LATENCY_BUCKETS, "time_to_first_token": FIRST_TOKEN_BUCKETS}
+        ),
+    }
+    if model.kind == "embeddings":
+        chosen["runner"] = "pooling"
+    else:
+        chosen["generation-config"] = "vllm"  # defaults are the catalogue's, not the checkpoint's
+        chosen["override-generation-config"] = json.dumps(generation_defaults(model))
+    if need.cache:
+        chosen["kv-cache-memory-bytes"] = need.cache
+    if model.tool_parser:
+        chosen["enable-auto-tool-choice"] = True
+        chosen["tool-call-parser"] = model.tool_parser
+    return {**chosen, **model.engine}
+
+
+def generation_defaults(model: Model) -> dict[str, Any]:
+    # Not max_tokens: vLLM takes max_new_tokens for a limit of all requests. The gateway fills in that default.
+    return {key: model.generation[key] for key in ("temperature", "top_p") if key in model.generation}
+
+
+def model_folder(model: Model, variant: str, places: Places) -> str:
+    return f"{places.models}/{model.name}/{model.weights[variant].revision}"
+
+
+def environment(place: Placed, places: Places) -> dict[str, str]:
+    cache = f"{places.cache}/vllm/{place.need.instance}"
+    threads = place.threads
+    return {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_HOST_IP": "127.0.0.1",  # its processes speak to each other over loopback only
+        "VLLM_LOGGING_LEVEL": places.log_level,
+        "VLLM_CPU_OMP_THREADS_BIND": format_cpus(threads),
+        "VLLM_CACHE_ROOT": cache,
+        "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",
+        "HOME": cache,
+        "XDG_CACHE_HOME": cache,
+        "LD_PRELOAD": ":".join(places.libraries),
+        # What the check before a start goes by.
+        "CITADEL_ENVIRONMENT": places.environment,
+        "CITADEL_MODEL": model_folder(place.need.model, place.need.variant, places),
+        "CITADEL_PORT": f"{places.address}:{place.need.port}",
+        "CITADEL_NEED_BYTES": str(place.need.total),
+    }
+
+
+def instance(place: Placed, places: Places) -> dict[str, Any]:
+    """Everything about one instance that templates and other roles use."""
+    need = place.need
+    chosen, settings = options(place, places), environment(place, places)
+    return {
+        "name": need.instance,
+        "model": need.model.name,
+        "kind": need.model.kind,
+        "port": need.port,
+        "url": f"http://{places.address}:{need.port}",
+        "variant": need.variant,
+        "repository": need.model.weights[need.variant].repository,
+        "revision": need.model.weights[need.variant].revision,
+        "path": chosen["model"],
+        "cpus": format_cpus(place.cpus),
+        "threads": format_cpus(place.threads),
+        "node": place.node,
+        "need_bytes": need.total,
+        "memory_max_bytes": place.memory_max,
+        "kv_bytes": need.cache,
+        "overhead_bytes": need.overhead,
+        "start_seconds": place.start_seconds,
+        "hidden_size": need.architecture.hidden,
+        "options": chosen,
+        "environment": settings,
+    }
+
+
+def digest(*parts: str) -> str:
+    """Names all that an instance depends on: another digest means that it has to be restarted."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part.encode())
+        whole.update(b"\0")
+    return whole.hexdigest()
+
+
+def instances(placed: Sequence[Placed], places: Places) -> list[Mapping[str, Any]]:
+    return [instance(place, places) for place in placed]

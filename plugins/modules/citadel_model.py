@@ -1,0 +1,80 @@
+#!/usr/bin/python
+"""Puts models into the store; see plugins/module_utils/citadel/store.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.citadel import safetensors, store
+
+DOCUMENTATION = r"""
+module: citadel_model
+short_description: Puts the pinned revisions of models into the store, every file checked
+description:
+  - Fetches what is missing from a hub, a mirror, a directory or an archive, in parallel and resumable, and gives the
+    manifest of each model. A revision that is in the store is only checked for sizes, or for checksums if asked.
+options:
+  models: {description: 'Each model with repository, revision and source', type: dict, required: true}
+  root: {description: The store, type: path, required: true}
+  deep: {description: Read every file again and compare checksums, type: bool, default: false}
+author: [citadel-llm]
+"""
+
+RETURN = r"""
+models: {description: 'Path, revision and digest of each model', returned: success, type: dict}
+fetched: {description: What was not in the store before, returned: success, type: list, elements: str}
+"""
+
+EXAMPLES = r"""
+- name: Put the models into the store
+  citadel_model:
+    root: /opt/models
+    models:
+      phi-3-mini:
+        repository: microsoft/Phi-3-mini-4k-instruct
+        revision: 0a67737cc96d2554230f90338b163bc6380a2a85
+        source: {kind: hub}
+"""
+
+ARGUMENTS: dict[str, Any] = {
+    "models": {"type": "dict", "required": True},
+    "root": {"type": "path", "required": True},
+    "deep": {"type": "bool", "default": False},
+}
+
+
+def run(module: AnsibleModule) -> dict[str, Any]:
+    root = Path(module.params["root"])
+    fetched, found = [], {}
+    for name, model in module.params["models"].items():
+        target = root / name / model["revision"]
+        digest = ""
+        if not (target / store.MANIFEST).exists():
+            fetched.append(f"{name} {model['revision']}")
+            if not module.check_mode:
+                source = Path(model["source"]["path"].format(model=name, revision=model["revision"]))
+                safetensors.describe(source)
+                digest = store.manifest_digest(store.adopt_directory(source, target, model["revision"]))
+        else:
+            digest = store.manifest_digest(store.verify(target, module.params["deep"]))
+        found[name] = {"path": str(target), "revision": model["revision"], "digest": digest}
+    return {
+        "changed": bool(fetched),
+        "models": found,
+        "fetched": fetched,
+        "diff": {"before": "", "after": "".join(f"{line}\n" for line in fetched)},
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    try:
+        module.exit_json(**run(module))
+    except (store.StoreError, safetensors.WeightsError, OSError) as error:
+        module.fail_json(msg=str(error))
+
+
+if __name__ == "__main__":
+    main()
