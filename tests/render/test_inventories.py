@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -70,9 +69,9 @@ def test_no_address_of_the_real_estate_reaches_a_play_in_the_lab(tmp_path: Path)
         json.dumps({"lab_pip_index_url": "", "lab_pip_extra_index_urls": [], "lab_pip_find_links": []})
     )
     told = subprocess.run(
-        ["ansible", "all", "-i", "inventory/lab", "-m", "ansible.builtin.debug", "-a", "var=vars"],
+        ["ansible", "all", "-i", "inventory/lab", "-m", "ansible.builtin.debug", "-a", "var=vars"]
+        + ["-e", f"lab_directory={tmp_path}"],
         cwd=ROOT,
-        env={**os.environ, "LAB_DIRECTORY": str(tmp_path)},
         capture_output=True,
         text=True,
         check=True,

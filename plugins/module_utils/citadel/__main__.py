@@ -10,6 +10,7 @@ import sys
 VERBS: dict[str, str] = {
     "prestart": "prestart",
     "ready": "ready",
+    "release": "release.cli",
 }
 
 

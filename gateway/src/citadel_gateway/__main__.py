@@ -1,0 +1,3 @@
+from citadel_gateway.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,360 @@
+"""The configuration file: its shape, its checks, and messages that say what to change.
+
+The shape is written once, as the classes below; an unknown key, a wrong type or a value out of range refuses
+the whole file. What one section says about another is checked in `Config.cross_check`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+Endpoint = Literal["chat", "completions", "embeddings"]
+Priority = Literal["low", "normal", "high", "critical"]
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+Policy = Literal["weighted_round_robin", "least_in_flight", "response_time", "resource"]
+
+
+class ConfigError(Exception):
+    """The file cannot be used; the message lists everything that is wrong with it."""
+
+
+def split_address(text: str) -> tuple[str, int]:
+    host, separator, port = text.rpartition(":")
+    if not separator or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError("is not an address; write it as HOST:PORT, such as 127.0.0.1:8000")
+    return host.strip("[]"), int(port)
+
+
+def _address(text: str) -> str:
+    split_address(text)
+    return text
+
+
+def _upstream_url(text: str) -> str:
+    if not text.startswith("http://") or "/" in text[7:].rstrip("/"):
+        raise ValueError("is not the base of a model server; write it as http://HOST:PORT, without a path")
+    split_address(text[7:].rstrip("/"))
+    return text.rstrip("/")
+
+
+def _network(text: str) -> str:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        raise ValueError("is not a network; write it as 10.0.0.0/8 or 127.0.0.1/32") from None
+    return text
+
+
+Address = Annotated[str, AfterValidator(_address)]
+Network = Annotated[str, AfterValidator(_network)]
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+Ratio = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class Listen(Section):
+    api: Address | None = "127.0.0.1:8000"
+    management: Address | None = "127.0.0.1:8002"
+    health: Address | None = None
+    management_socket: str | None = None
+
+
+class Cors(Section):
+    origins: list[str] = []
+    max_age: Positive = 600
+
+
+class Server(Section):
+    connections: Positive = 1000
+    max_body_bytes: Positive = 10 * 1024 * 1024
+    max_header_bytes: Positive = 64 * 1024
+    max_response_bytes: Positive = 64 * 1024 * 1024
+    connect_timeout: Seconds = 10.0
+    client_timeout: Seconds = 300.0
+    keep_alive: Seconds = 65.0
+    header_timeout: Seconds = 10.0
+    body_timeout: Seconds = 30.0
+    write_timeout: Seconds = 30.0
+    drain: Seconds = 60.0
+    gzip_from_bytes: Positive = 4096
+    trusted_proxies: list[Network] = []
+    cors: Cors = Cors()
+
+
+class Anonymous(Section):
+    enabled: bool
+    tier: str = "basic"
+
+
+class Auth(Section):
+    keys_file: str
+    anonymous: Anonymous
+
+
+class Logs(Section):
+    access: str = "-"
+    audit: str = "-"
+    prompts: bool = False
+
+
+class Rates(Section):
+    """Absent means without a bound."""
+
+    requests_per_minute: Positive | None = None
+    requests_per_hour: Positive | None = None
+    requests_per_day: Positive | None = None
+    tokens_per_minute: Positive | None = None
+    concurrent: Positive | None = None
+
+
+class Tier(Rates):
+    max_priority: Priority = "normal"
+    class_factor: Annotated[float, Field(ge=1)] = 1.0
+
+
+class GlobalRate(Section):
+    requests_per_minute: Positive = 1000
+    burst: Positive = 100
+
+
+class Limits(Section):
+    overall: GlobalRate | None = GlobalRate()
+    address: Rates = Rates(requests_per_minute=60, concurrent=5)
+    classes: dict[str, Rates] = {}
+    tiers: dict[str, Tier]
+
+
+class Admission(Section):
+    budget: Annotated[float, Field(gt=0)] | None = None
+    reserved: Annotated[float, Field(ge=0, le=1)] = 0.5
+    ageing: Seconds = 10.0
+
+
+class Routing(Section):
+    policy: Policy = "least_in_flight"
+    default_model: str | None = None
+    fallback: Literal["never", "on_request", "always"] = "on_request"
+
+
+class Health(Section):
+    interval: Seconds = 30.0
+    awaited_interval: Seconds = 0.2
+    down_interval: Seconds = 2.0
+    timeout: Seconds = 5.0
+    out_after: Positive = 3
+    back_after: Positive = 2
+    stalled_after: Seconds = 120.0
+
+
+class Breaker(Section):
+    window: Seconds = 30.0
+    minimum: Positive = 10
+    failure_ratio: Ratio = 0.5
+    recovery: Seconds = 60.0
+    half_open_calls: Positive = 10
+
+
+class Retry(Section):
+    attempts: Positive = 3
+    backoff: Seconds = 0.05
+    max_backoff: Seconds = 1.0
+
+
+class Replica(Section):
+    name: str
+    url: Annotated[str, AfterValidator(_upstream_url)]
+    weight: Positive = 1
+    unit: str | None = None
+
+
+class Defaults(Section):
+    max_tokens: Positive | None = 1024
+    temperature: float | None = 0.7
+    top_p: float | None = None
+
+
+class Bounds(Section):
+    temperature: tuple[float, float] = Field(default=(0.0, 2.0), strict=False)
+    top_p: tuple[float, float] = Field(default=(0.0, 1.0), strict=False)
+    max_tokens: Positive | None = None
+
+
+class Model(Section):
+    replicas: Annotated[list[Replica], Field(min_length=1)]
+    context: Positive
+    endpoints: Annotated[list[Endpoint], Field(min_length=1)] = ["chat", "completions"]
+    served_name: str | None = None
+    aliases: list[str] = []
+    description: str = ""
+    capabilities: list[str] = []
+    specialisation: list[str] = []
+    vector_size: Positive | None = None
+    defaults: Defaults = Defaults()
+    bounds: Bounds = Bounds()
+    timeout: Seconds = 300.0
+    concurrency: Positive = 16
+    queue: Annotated[int, Field(ge=0)] = 64
+    cost: Annotated[float, Field(gt=0)] = 1.0
+    share: Annotated[float, Field(gt=0)] = 1.0
+    limit_class: str | None = None
+    fallback: list[str] = []
+    load_seconds: Seconds = 120.0
+    hold: Seconds | None = None
+
+
+class Config(Section):
+    profile: Literal["development", "production"] = "development"
+    listen: Listen = Listen()
+    server: Server = Server()
+    auth: Auth
+    logs: Logs = Logs()
+    limits: Limits
+    admission: Admission = Admission()
+    routing: Routing = Routing()
+    health: Health = Health()
+    breaker: Breaker = Breaker()
+    retry: Retry = Retry()
+    models: Annotated[dict[str, Model], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def cross_check(self) -> Self:
+        wrong = [*self._wrong_names(), *self._wrong_models()]
+        if self.profile == "production" and self.auth.anonymous.enabled:
+            wrong.append(
+                "auth.anonymous.enabled: true is for development; set it to false or profile to development"
+            )
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    def _wrong_names(self) -> list[str]:
+        """References from one section to a name of another."""
+        wrong = []
+
+        def refer(where: str, name: str | None, known: Any, kind: str) -> None:
+            if name is not None and name not in known:
+                wrong.append(f"{where}: {name!r} is not a {kind}; known are {', '.join(known) or 'none'}")
+
+        refer("auth.anonymous.tier", self.auth.anonymous.tier, self.limits.tiers, "tier of limits.tiers")
+        refer("limits.tiers", "default", self.limits.tiers, "tier, and keys without a tier need it")
+        refer("routing.default_model", self.routing.default_model, self.models, "model")
+        for name, model in self.models.items():
+            where = f"models.{name}"
+            refer(f"{where}.limit_class", model.limit_class, self.limits.classes, "class of limits.classes")
+            for other in model.fallback:
+                refer(f"{where}.fallback", other, self.models, "model")
+        return wrong
+
+    def _wrong_models(self) -> list[str]:
+        wrong = []
+        owners: dict[str, str] = dict.fromkeys(self.models, "")
+        instances: dict[str, str] = {}
+        budget = self.admission.budget
+        for name, model in self.models.items():
+            where = f"models.{name}"
+            for replica in model.replicas:
+                if replica.name in instances:
+                    wrong.append(
+                        f"{where}.replicas: {replica.name!r} is a replica of {instances[replica.name]} already; "
+                        "give each its own name"
+                    )
+                instances[replica.name] = name
+            for alias in model.aliases:
+                if alias in owners:
+                    wrong.append(
+                        f"{where}.aliases: {alias!r} already names {owners[alias] or alias}; drop it"
+                    )
+                owners[alias] = name
+            if budget is not None and model.cost > budget:
+                wrong.append(
+                    f"{where}.cost: {model.cost:g} is more than admission.budget {budget:g}, so that no request "
+                    "could start; lower the cost or raise the budget"
+                )
+            low, high = model.bounds.temperature
+            if model.defaults.temperature is not None and not low <= model.defaults.temperature <= high:
+                wrong.append(
+                    f"{where}.defaults.temperature: {model.defaults.temperature:g} is outside "
+                    f"bounds.temperature [{low:g}, {high:g}]; move it inside"
+                )
+        return wrong
+
+
+_REMEDIES = {
+    "int_type": "write a whole number",
+    "float_type": "write a number",
+    "string_type": "write a text, in quotes if it looks like a number",
+    "bool_type": "write true or false",
+    "list_type": "write a list",
+    "dict_type": "write keys and values under it",
+    "model_type": "write keys and values under it",
+    "missing": "add it",
+}
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section that `location` leads to; names chosen by the user are skipped over."""
+    shape: Any = Config
+    for part in location:
+        if isinstance(shape, type) and issubclass(shape, BaseModel) and part in shape.model_fields:
+            shape = shape.model_fields[str(part)].annotation
+        for candidate in [shape, *get_args(shape)]:
+            inner = [candidate, *get_args(candidate)]
+            found = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)]
+            if found:
+                shape = found[0]
+                break
+    return list(shape.model_fields) if isinstance(shape, type) and issubclass(shape, BaseModel) else []
+
+
+def _sentence(error: ErrorDetails) -> str:
+    kind, location, value = error["type"], error["loc"], error["input"]
+    where = ".".join(str(part) for part in location) or "the file"
+    if kind == "value_error":
+        reason = str(error["ctx"]["error"])
+        return reason if not location else f"{where}: {value!r} {reason}"
+    if kind == "missing":
+        return f"{where}: is missing; add it"
+    if kind == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1)
+        advice = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return f"{where}: is not a key that the gateway knows; remove it ({advice})"
+    message = error["msg"][0].lower() + error["msg"][1:]
+    shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:77] + "..."
+    return f"{where}: {shown} cannot be used: {message}; {_REMEDIES.get(kind, 'change it')}"
+
+
+def parse(text: str, source: str = "configuration") -> Config:
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: is not YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source}: is empty or not a mapping; start from gateway/example.yml")
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        lines = [line for detail in error.errors() for line in _sentence(detail).splitlines()]
+        raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
+
+
+def load(path: Path) -> Config:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"{path}: cannot be read: {reason}; give the path of a configuration file"
+        ) from None
+    return parse(text, str(path))

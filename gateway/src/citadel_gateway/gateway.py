@@ -1,0 +1,203 @@
+"""The gateway put together: the objects that live as long as the process, and the applications on its ports."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from citadel_gateway import config as configuration
+from citadel_gateway.admission import Admission
+from citadel_gateway.fleet import Fleet, Model, Replica, State
+from citadel_gateway.identity import Identity, TrustedProxies
+from citadel_gateway.keys import KeyFileError, KeyStore
+from citadel_gateway.limits import Limits
+from citadel_gateway.logs import AuditLog, JsonLog
+from citadel_gateway.metrics import Metrics, Now
+from citadel_gateway.probes import Prober
+from citadel_gateway.record import Recorder
+from citadel_gateway.walk import Walk
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from citadel_gateway.config import Config
+    from citadel_gateway.exchange import Headers
+
+logger = logging.getLogger("citadel_gateway")
+
+_SWEEP = 0.25
+_SECURITY: Headers = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+]
+_EXPOSED = b"x-request-id, x-citadel-model, x-citadel-replica, x-citadel-queue-ms, x-citadel-upstream-ms, retry-after"
+
+
+class Gateway:
+    def __init__(self, config: Config, path: Path | None = None) -> None:
+        self.config = config
+        self.path = path
+        self.started = time.time()
+        self.metrics = Metrics()
+        self.metrics.prepare(config)
+        self.keys = KeyStore(Path(config.auth.keys_file))
+        self.identity = Identity(config, self.keys)
+        self.proxies = TrustedProxies(config.server.trusted_proxies)
+        self.limits = Limits(config.limits)
+        self.fleet = Fleet(config, self._replica_changed)
+        self.admission = Admission(config.admission, self.fleet)
+        self.metrics.registry.register(Now(self.admission))
+        self.connections: set[Any] = set()
+        self.metrics.connections.set_function(lambda: len(self.connections))
+        self.audit = AuditLog(config.logs.audit, self._dropped("audit"))
+        self.access = JsonLog(config.logs.access, self._dropped("access"))
+        self.recorder = Recorder(self.metrics, self.access, self.audit, prompts=config.logs.prompts)
+        self.walk = Walk(self)
+        self.fixed_headers: Headers = list(_SECURITY)
+        self.stopping = False
+        self.prober: Prober | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look after the replicas and the running requests; needs the loop."""
+        self.prober = Prober(self.fleet, self.config.health, self._awaited)
+        self._sweeper = asyncio.create_task(self._sweep(), name="sweep")
+        self.audit.event("start", models=list(self.fleet.models))
+
+    async def close(self) -> None:
+        self.audit.event("stop")
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if self.prober is not None:
+            await self.prober.close()
+        for replica in self.fleet.replicas():
+            replica.pool.close()
+        self.access.close()
+        self.audit.close()
+
+    def reload(self, actor: str = "signal") -> str | None:
+        """Take over the file as it is now, whole or not at all; returns what is wrong with it."""
+        assert self.path is not None
+        try:
+            fresh = configuration.load(self.path)
+            self.keys.path = Path(fresh.auth.keys_file)
+            if self.keys.refresh():
+                self.keys_changed()
+        except (configuration.ConfigError, KeyFileError) as error:
+            self.metrics.reloads.labels("refused").inc()
+            self.audit.event("reload", outcome="refused", actor=actor, error=str(error))
+            logger.error("configuration refused, the old one stays: %s", error)
+            return str(error)
+        if fresh.listen != self.config.listen or fresh.logs != self.config.logs:
+            logger.warning("listen and logs are read at the start only; restart the gateway for them")
+        gone = self.fleet.apply(fresh)
+        self.config = fresh
+        self.metrics.prepare(fresh)
+        self.admission.apply(fresh.admission)
+        self.limits.apply(fresh.limits)
+        self.identity.apply(fresh)
+        self.proxies = TrustedProxies(fresh.server.trusted_proxies)
+        if self.prober is not None:
+            self.prober.apply(fresh.health)
+        for replica in gone:
+            replica.pool.close_idle()  # what runs there still ends in peace
+        self.admission.dispatch()
+        self.metrics.reloads.labels("ok").inc()
+        self.audit.event("reload", actor=actor)
+        return None
+
+    def load(self, model: Model) -> float:
+        """How busy a model is: 1 is as much as it can have in flight."""
+        lane = self.admission.lanes[model]
+        return (lane.in_flight + lane.waiting) / max(1, model.capacity())
+
+    def judge(self, replica: Replica, kind: str, *, blame: bool) -> None:
+        """A call failed: count it, and let the breaker know if it was the replica's fault."""
+        self.metrics.upstream_errors.labels(replica.model.name, replica.name, kind).inc()
+        if not blame:
+            return
+        replica.poke.set()
+        if replica.breaker.failure():
+            logger.warning("breaker of %s opened", replica.name)
+            self.audit.event("breaker_open", outcome="failed", replica=replica.name, kind=kind)
+            # requests that wait for it go on when trial calls are allowed
+            asyncio.get_running_loop().call_later(
+                replica.breaker.settings.recovery + 0.001, self.admission.dispatch
+            )
+
+    def report_bug(self, error: Exception) -> None:
+        logger.error("a bug in the gateway", exc_info=error)
+
+    def cors_headers(self, origin: bytes) -> Headers:
+        origins = self.config.server.cors.origins
+        if "*" in origins:
+            allowed = b"*"
+        elif origin.decode("latin-1") in origins:
+            allowed = origin
+        else:
+            return []
+        return [
+            (b"access-control-allow-origin", allowed),
+            (b"access-control-expose-headers", _EXPOSED),
+            (b"vary", b"origin"),
+        ]
+
+    def _awaited(self, replica: Replica) -> bool:
+        lane = self.admission.lanes.get(replica.model)
+        return lane is not None and lane.waiting > 0
+
+    def _replica_changed(self, replica: Replica, state: State) -> None:
+        logger.info("%s is %s: %s", replica.name, state, replica.reason)
+        if state == "failed":
+            replica.pool.close_idle()
+        if hasattr(self, "admission"):
+            self.admission.dispatch()
+        if hasattr(self, "audit"):
+            self.audit.event("replica", replica=replica.name, state=state, reason=replica.reason)
+
+    def keys_changed(self) -> None:
+        """Revoked keys lose what they have running, too."""
+        self.identity.forget()
+        now = time.time()
+        usable = {f"key:{key.id}" for key in self.keys.all() if key.usable(now)}
+        for exchange in list(self.walk.running):
+            principal = exchange.principal
+            if principal is not None and not principal.anonymous and principal.id not in usable:
+                self.walk.cut(exchange, 401, "revoked_api_key", "This API key has been revoked.")
+
+    def _dropped(self, name: str) -> Any:
+        return lambda count: self.metrics.dropped_logs.labels(name).inc(count)
+
+    async def _sweep(self) -> None:
+        """What is looked at from time to time, so that the path need not set timers for it."""
+        turn = 0
+        while True:
+            await asyncio.sleep(_SWEEP)
+            turn += 1
+            self._cut_the_slow()
+            if turn % 2 == 0:
+                try:
+                    if self.keys.refresh():
+                        self.keys_changed()
+                except KeyFileError as error:
+                    logger.error("keys stay as they were: %s", error)
+            if turn % 240 == 0:
+                self.limits.sweep()
+
+    def _cut_the_slow(self) -> None:
+        now = time.monotonic()
+        server = self.config.server
+        for exchange in list(self.walk.running):
+            if exchange.read_blocked and now - exchange.read_blocked > server.body_timeout:
+                self.walk.cut(
+                    exchange,
+                    408,
+                    "body_timeout",
+                    f"The body did not arrive within {server.body_timeout:g} s.",
+                )
+            elif exchange.write_blocked and now - exchange.write_blocked > server.write_timeout:
+                self.walk.cut(exchange, 408, "client_too_slow", "The client takes its answer too slowly.")

@@ -1,0 +1,142 @@
+"""Station 1: who is asking.
+
+A key of ours must be valid. Anything else in the authorization header (the SDKs insist on sending something) is
+as good as nothing: anonymous by address where the configuration allows it, refused where it does not.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from citadel_gateway.config import PRIORITIES
+from citadel_gateway.errors import Refusal
+from citadel_gateway.keys import PREFIX, Key, KeyStore
+
+if TYPE_CHECKING:
+    from citadel_gateway.config import Config, Tier
+    from citadel_gateway.exchange import Scope
+
+_PREFIX = PREFIX.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    id: str
+    name: str
+    role: str
+    tier_name: str
+    tier: Tier
+    anonymous: bool
+    models: tuple[str, ...]
+    priority: int  # the highest that it may ask for
+
+
+class TrustedProxies:
+    def __init__(self, networks: Iterable[str]) -> None:
+        self._networks = [ipaddress.ip_network(network) for network in networks]
+
+    def address(self, scope: Scope) -> str:
+        """The client's address: the peer's, or the nearest untrusted one that trusted proxies report."""
+        client = scope.get("client")
+        peer: str = client[0] if client else "local"
+        if not self._networks or not self._trusts(peer):
+            return peer
+        for name, value in scope["headers"]:
+            if name == b"x-forwarded-for":
+                for hop in reversed(value.decode("latin-1").split(",")):
+                    text = hop.strip()
+                    if not self._valid(text):
+                        return peer
+                    if not self._trusts(text):
+                        return text
+        return peer
+
+    def _trusts(self, text: str) -> bool:
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            return False
+        return any(address in network for network in self._networks)
+
+    @staticmethod
+    def _valid(text: str) -> bool:
+        try:
+            ipaddress.ip_address(text)
+        except ValueError:
+            return False
+        return True
+
+
+def presented(headers: dict[bytes, bytes]) -> bytes | None:
+    """The credential of a request, from the headers that OpenAI and Azure clients use."""
+    value = headers.get(b"authorization")
+    if value is not None:
+        scheme, _, credential = value.partition(b" ")
+        return credential.strip() if scheme.lower() == b"bearer" else value
+    return headers.get(b"x-api-key") or headers.get(b"api-key")
+
+
+class Identity:
+    def __init__(self, config: Config, keys: KeyStore) -> None:
+        self.keys = keys
+        self._principals: dict[bytes, tuple[Key, Principal]] = {}
+        self._anonymous: dict[str, Principal] = {}
+        self.apply(config)
+
+    def apply(self, config: Config) -> None:
+        self._tiers = config.limits.tiers
+        self._open = config.auth.anonymous
+        self.forget()
+
+    def forget(self) -> None:
+        """Keys have changed: look everyone up anew."""
+        self._principals.clear()
+        self._anonymous.clear()
+
+    def establish(self, headers: dict[bytes, bytes], address: str) -> Principal:
+        credential = presented(headers)
+        if credential is not None and credential.startswith(_PREFIX):
+            return self._keyed(credential)
+        if not self._open.enabled:
+            if credential:
+                raise Refusal(401, "invalid_api_key", "This is not an API key of this gateway.")
+            raise Refusal(
+                401,
+                "missing_api_key",
+                "An API key is required: send it as 'Authorization: Bearer ck_...'.",
+            )
+        principal = self._anonymous.get(address)
+        if principal is None:
+            if len(self._anonymous) > 10_000:
+                self._anonymous.clear()
+            principal = self._principal(f"address:{address}", "anonymous", "user", self._open.tier, True, ())
+            self._anonymous[address] = principal
+        return principal
+
+    def _keyed(self, credential: bytes) -> Principal:
+        known = self._principals.get(credential)
+        if known is None:
+            key = self.keys.find(credential.decode("latin-1"))
+            if key is None:
+                raise Refusal(401, "invalid_api_key", "This API key does not exist.")
+            principal = self._principal(f"key:{key.id}", key.name, key.role, key.tier, False, key.models)
+            known = key, principal
+            self._principals[credential] = known
+        key, principal = known
+        if key.revoked is not None:
+            raise Refusal(401, "revoked_api_key", "This API key has been revoked.")
+        if key.expires is not None and time.time() >= key.expires:
+            raise Refusal(401, "expired_api_key", "This API key has expired.")
+        return principal
+
+    def _principal(
+        self, ident: str, name: str, role: str, tier_name: str, anonymous: bool, models: tuple[str, ...]
+    ) -> Principal:
+        # a tier that a reload removed leaves its keys with the default one
+        tier = self._tiers.get(tier_name) or self._tiers["default"]
+        highest = PRIORITIES.index("critical" if role == "admin" else tier.max_priority)
+        return Principal(ident, name, role, tier_name, tier, anonymous, models, highest)

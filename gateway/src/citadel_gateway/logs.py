@@ -1,0 +1,117 @@
+"""JSON lines: one per request in the access log, one per event in the audit log.
+
+Lines are gathered for a moment and written together. The file is opened anew when it has been moved away, so
+that rotation needs no signal and loses nothing; a disk that is full costs lines, which are counted, never requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+_PAUSE = 0.2
+_MOST = 256 * 1024
+_HOPELESS = 4 * 1024 * 1024
+
+
+class JsonLog:
+    def __init__(self, path: str, on_drop: Callable[[int], None], *, pause: float = _PAUSE) -> None:
+        self.path = path
+        self._on_drop = on_drop
+        self._pause = pause
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._fd = -1
+        self._inode = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._complained = False
+
+    def write(self, record: dict[str, Any]) -> None:
+        line = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+        self._lines.append(line)
+        self._size += len(line)
+        if self._size > _MOST:
+            self.flush()
+        elif self._timer is None:
+            try:
+                self._timer = asyncio.get_running_loop().call_later(self._pause, self.flush)
+            except RuntimeError:
+                self.flush()
+
+    def flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._lines:
+            return
+        data = b"".join(self._lines)
+        try:
+            self._reopen_if_moved()
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError as error:
+            self._keep_what_is_left(data, error)
+            return
+        self._lines.clear()
+        self._size = 0
+        self._complained = False
+
+    def close(self) -> None:
+        self.flush()
+        if self._fd > 2:
+            os.close(self._fd)
+        self._fd = -1
+
+    def _reopen_if_moved(self) -> None:
+        if self.path == "-":
+            self._fd = 1
+            return
+        try:
+            inode = os.stat(self.path).st_ino
+        except FileNotFoundError:
+            inode = 0
+        if self._fd >= 0 and inode == self._inode:
+            return
+        fresh = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = fresh
+        self._inode = os.fstat(fresh).st_ino
+
+    def _keep_what_is_left(self, data: bytes, error: OSError) -> None:
+        if not self._complained:
+            self._complained = True
+            print(f"{self.path}: cannot be written: {error.strerror}", file=sys.stderr, flush=True)
+        if len(data) > _HOPELESS:
+            self._on_drop(data.count(b"\n"))
+            data = b""
+        self._lines = [data] if data else []
+        self._size = 0  # tried again after the next line's pause, not at every line
+
+
+def timestamp() -> str:
+    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class AuditLog:
+    """Authentication, violations of limits, errors, administrative actions. Written at once."""
+
+    def __init__(self, path: str, on_drop: Callable[[int], None]) -> None:
+        self._log = JsonLog(path, on_drop)
+
+    def event(self, event: str, *, outcome: str = "ok", actor: str | None = None, **details: Any) -> None:
+        record = {"time": timestamp(), "log": "audit", "event": event, "outcome": outcome, "actor": actor}
+        self._log.write({**record, **details})
+
+    def flush(self) -> None:
+        self._log.flush()
+
+    def close(self) -> None:
+        self._log.close()

@@ -1,0 +1,160 @@
+"""Looking after the replicas: what their /health, their metrics and real requests say about them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from citadel_gateway.config import Health
+    from citadel_gateway.fleet import Fleet, Replica
+
+_METRIC = re.compile(
+    r"^(vllm:num_requests_running|vllm:num_requests_waiting|vllm:kv_cache_usage_perc"
+    r"|vllm:iteration_tokens_total_count|vllm:generation_tokens_total|process_resident_memory_bytes)"
+    r"(?:\{[^}]*\})? ([0-9.eE+-]+)",
+    re.MULTILINE,
+)
+_CGROUPS = (
+    ("/sys/fs/cgroup", "memory.current"),
+    ("/sys/fs/cgroup/memory", "memory.usage_in_bytes"),
+)
+
+
+class Prober:
+    def __init__(self, fleet: Fleet, settings: Health, awaited: Callable[[Replica], bool]) -> None:
+        self._fleet = fleet
+        self._awaited = awaited
+        self._tasks: dict[Replica, asyncio.Task[None]] = {}
+        # verify=False spares the loading of certificates: replicas are spoken to in plain HTTP
+        self._client = httpx.AsyncClient(verify=False, trust_env=False, timeout=settings.timeout)  # noqa: S501
+        self.apply(settings)
+
+    def apply(self, settings: Health) -> None:
+        self.settings = settings
+        self._client.timeout = httpx.Timeout(settings.timeout)
+        wanted = set(self._fleet.replicas())
+        for replica in set(self._tasks) - wanted:
+            self._tasks.pop(replica).cancel()
+        for replica in wanted - set(self._tasks):
+            self._tasks[replica] = asyncio.create_task(self._watch(replica), name=f"probe {replica.name}")
+
+    async def close(self) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await self._client.aclose()
+
+    async def _watch(self, replica: Replica) -> None:
+        while True:
+            await self.probe(replica)
+            settings = self.settings
+            if replica.state == "ready":
+                pause = settings.interval
+            elif self._awaited(replica):
+                pause = settings.awaited_interval
+            else:
+                pause = settings.down_interval
+            # never more often than this, however many requests ask for it
+            least = min(pause, settings.awaited_interval)
+            await asyncio.sleep(least)
+            if pause > least and not replica.poke.is_set():
+                try:
+                    async with asyncio.timeout(pause - least):
+                        await replica.poke.wait()
+                except TimeoutError:
+                    pass
+            replica.poke.clear()
+
+    async def probe(self, replica: Replica) -> None:
+        try:
+            health = await self._client.get(f"{replica.settings.url}/health")
+        except httpx.ConnectError:
+            replica.refused()
+            return
+        except httpx.HTTPError as error:
+            self._bad(replica, f"its /health does not answer ({type(error).__name__})")
+            return
+        replica.away_since = None
+        if health.status_code != 200:
+            self._bad(replica, f"its /health says {health.status_code}")
+            return
+        if replica.state != "ready" and not await self._serves_the_name(replica):
+            return
+        await self._read_metrics(replica)
+        stalled = time.monotonic() - replica.progress_at
+        if replica.running > 0 and stalled > self.settings.stalled_after:
+            replica.good_probes = 0
+            replica.become(
+                "failed",
+                f"its engine has {replica.running:.0f} requests and made no token for {stalled:.0f} s",
+            )
+            return
+        replica.bad_probes = 0
+        replica.good_probes += 1
+        if replica.state in ("unknown", "loading") or replica.good_probes >= self.settings.back_after:
+            replica.become("ready", "answers")
+
+    def _bad(self, replica: Replica, reason: str) -> None:
+        replica.good_probes = 0
+        replica.bad_probes += 1
+        if replica.bad_probes >= self.settings.out_after or replica.state != "ready":
+            replica.become("failed", reason)
+
+    async def _serves_the_name(self, replica: Replica) -> bool:
+        """A server that answers for another model would be worse than none."""
+        try:
+            answer = await self._client.get(f"{replica.settings.url}/v1/models")
+            names = [item["id"] for item in answer.json()["data"]]
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            self._bad(replica, "its /v1/models does not answer as OpenAI's")
+            return False
+        if replica.model.served_name not in names:
+            found = ", ".join(map(str, names)) or "nothing"
+            self._bad(replica, f"it serves {found} and not {replica.model.served_name}")
+            return False
+        return True
+
+    async def _read_metrics(self, replica: Replica) -> None:
+        try:
+            answer = await self._client.get(f"{replica.settings.url}/metrics")
+        except httpx.HTTPError:
+            return
+        sums: dict[str, float] = {}
+        if answer.status_code == 200:
+            for name, value in _METRIC.findall(answer.text):
+                sums[name] = sums.get(name, 0.0) + float(value)
+        replica.running = sums.get("vllm:num_requests_running", 0.0)
+        replica.waiting = sums.get("vllm:num_requests_waiting", 0.0)
+        replica.cache_used = sums.get("vllm:kv_cache_usage_perc", 0.0)
+        progress = sums.get("vllm:iteration_tokens_total_count", 0.0) + sums.get(
+            "vllm:generation_tokens_total", 0.0
+        )
+        if progress != replica.progress or not replica.running:
+            replica.progress = progress
+            replica.progress_at = time.monotonic()
+        memory = _unit_memory(replica.settings.unit) if replica.settings.unit else None
+        replica.memory = memory if memory is not None else sums.get("process_resident_memory_bytes", 0.0)
+
+
+def _unit_memory(unit: str) -> float | None:
+    """What the kernel counts for a unit of this host, under either version of control groups."""
+    template, _, _ = unit.partition("@")
+    folders = [f"system.slice/{unit}"]
+    if "@" in unit:
+        escaped = template.replace("-", r"\x2d")
+        folders.insert(0, f"system.slice/system-{escaped}.slice/{unit}")
+    for root, file in _CGROUPS:
+        for folder in folders:
+            try:
+                return float((Path(root) / folder / file).read_text())
+            except (OSError, ValueError):
+                continue
+    return None

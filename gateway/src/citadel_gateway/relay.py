@@ -1,0 +1,314 @@
+"""Station 6: one call of one replica, its answer carried to the client as it comes.
+
+A failure before the first byte is raised as `CallFailed`, and may be tried elsewhere; after it the client is told in
+the stream. An answer that is not a stream is gathered first: the client sees all of it or a clean error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import zlib
+from typing import TYPE_CHECKING
+
+import orjson
+
+from citadel_gateway.errors import Refusal, error_body, error_event, error_type
+from citadel_gateway.reservation import limit_headers
+from citadel_gateway.sse import EventStream, find_usage
+from citadel_gateway.upstream import Connection, UpstreamError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from citadel_gateway.config import Config
+    from citadel_gateway.exchange import Exchange, Headers, Send
+    from citadel_gateway.fleet import Replica
+
+PATHS = {
+    "chat": b"/v1/chat/completions",
+    "completions": b"/v1/completions",
+    "embeddings": b"/v1/embeddings",
+}
+_TOO_LONG = (
+    "maximum context length",
+    "context length",
+    "longer than the maximum model length",
+    "max_model_len",
+)
+
+
+class CallFailed(Exception):
+    """No byte of an answer has gone to the client. Says whether another try is sensible and who is to blame."""
+
+    def __init__(self, kind: str, refusal: Refusal, *, again: bool, blame: bool, counts: bool = True) -> None:
+        super().__init__(kind)
+        self.kind = kind
+        self.refusal = refusal
+        self.again = again  # another try may help
+        self.blame = blame  # the replica failed, not the client and not the gateway
+        self.counts = counts  # against the number of attempts
+
+
+def request_head(exchange: Exchange, replica: Replica) -> bytes:
+    headers = exchange.headers
+    lines = [
+        b"POST " + PATHS[exchange.endpoint] + b" HTTP/1.1",
+        b"host: " + replica.host_header,
+        b"content-type: application/json",
+        b"x-request-id: " + exchange.id.encode(),
+        b"content-length: %d" % len(exchange.body),
+    ]
+    for name in (b"traceparent", b"tracestate"):
+        if name in headers:
+            lines.append(name + b": " + headers[name])
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+async def call(
+    exchange: Exchange, replica: Replica, config: Config, send: Send, common: Callable[[Exchange], Headers]
+) -> None:
+    """Ask the replica and answer the client."""
+    now = time.monotonic()
+    exchange.upstream_started = now
+    most = min(replica.model.settings.timeout, exchange.started + config.server.client_timeout - now)
+    if exchange.client_deadline is not None and not exchange.stream:
+        most = min(most, exchange.client_deadline - now)
+    connection: Connection | None = None
+    loop = asyncio.get_running_loop()
+    try:
+        connection = await _ask(exchange, replica, max(most, 0.001))
+        # from here on the timer ends the connection, and the reader learns why
+        timer = loop.call_at(
+            loop.time() + max(now + most - time.monotonic(), 0.001), _expire, connection, most
+        )
+        try:
+            await _answer(exchange, replica, config, connection, send, common)
+        finally:
+            timer.cancel()
+    except UpstreamError as error:
+        if exchange.status:  # headers are out: `_stream` handles its own, so this is the gateway's own fault
+            raise
+        raise _failed(error, replica, most) from None
+    finally:
+        if connection is not None:
+            connection.finish()
+
+
+async def _ask(exchange: Exchange, replica: Replica, most: float) -> Connection:
+    data = request_head(exchange, replica) + exchange.body
+    task = asyncio.current_task()
+    assert task is not None
+    expired = False
+
+    def expire() -> None:
+        nonlocal expired
+        expired = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(most, expire)
+    try:
+        return await replica.pool.request(data)
+    except asyncio.CancelledError:
+        if expired and exchange.cut is None and task.uncancel() == 0:
+            raise UpstreamError("timeout", f"no answer within {most:g} s") from None
+        raise
+    finally:
+        timer.cancel()
+
+
+def _expire(connection: Connection, most: float) -> None:
+    connection.fail(UpstreamError("timeout", f"not finished within {most:g} s"))
+
+
+def _failed(error: UpstreamError, replica: Replica, most: float) -> CallFailed:
+    model = replica.model
+    match error.kind:
+        case "refused":
+            replica.refused()
+            refusal = Refusal(
+                503, "model_not_ready", f"{model.name} is not ready.", retry_after=model.back_in()
+            )
+            return CallFailed("refused", refusal, again=True, blame=False, counts=False)
+        case "timeout":
+            refusal = Refusal(
+                504, "upstream_timeout", f"{model.name} did not answer within {most:.0f} s.", retry_after=1.0
+            )
+            return CallFailed("timeout", refusal, again=False, blame=True)
+        case "local":
+            refusal = Refusal(
+                503, "gateway_overloaded", f"The gateway has run out of {error.detail}.", retry_after=1.0
+            )
+            return CallFailed("local", refusal, again=False, blame=False)
+        case "too_large":
+            refusal = Refusal(503, "answer_too_large", f"{model.name}: {error.detail}.")
+            return CallFailed("too_large", refusal, again=False, blame=False)
+        case kind:
+            refusal = Refusal(
+                503,
+                "upstream_failed",
+                f"{model.name} broke off before it answered ({kind}).",
+                retry_after=1.0,
+            )
+            return CallFailed(kind, refusal, again=True, blame=True)
+
+
+async def _answer(
+    exchange: Exchange,
+    replica: Replica,
+    config: Config,
+    connection: Connection,
+    send: Send,
+    common: Callable[[Exchange], Headers],
+) -> None:
+    status = connection.status
+    kind = next((value for name, value in connection.headers if name == b"content-type"), b"application/json")
+    if status == 200 and exchange.stream and kind.startswith(b"text/event-stream"):
+        await _stream(exchange, connection, send, common)
+        return
+    body = await connection.read_all(config.server.max_response_bytes)
+    exchange.first_byte = time.monotonic()
+    if status >= 400:
+        body = _translate(status, body, replica)
+        kind = b"application/json"
+    else:
+        usage = find_usage(body)
+        if usage is not None:
+            exchange.prompt_tokens, exchange.completion_tokens = usage.prompt, usage.completion
+            exchange.cached_tokens = usage.cached
+            exchange.usage_exact = True
+    headers = common(exchange)
+    headers += limit_headers(exchange)
+    if len(body) >= config.server.gzip_from_bytes and b"gzip" in exchange.headers.get(
+        b"accept-encoding", b""
+    ):
+        body = await _gzip(body)
+        headers.append((b"content-encoding", b"gzip"))
+        headers.append((b"vary", b"accept-encoding"))
+    if status >= 400:
+        headers.append((b"x-should-retry", b"false"))
+        exchange.error_code = "upstream_client_error"
+    headers.append((b"content-type", kind))
+    headers.append((b"content-length", b"%d" % len(body)))
+    exchange.status = status
+    exchange.bytes_out = len(body)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    exchange.write_blocked = time.monotonic()
+    await send({"type": "http.response.body", "body": body})
+    exchange.write_blocked = 0.0
+
+
+async def _stream(
+    exchange: Exchange, connection: Connection, send: Send, common: Callable[[Exchange], Headers]
+) -> None:
+    events = EventStream(exchange.strip_usage)
+    data = b""
+    # nothing is promised to the client until the first event is here
+    while not data:
+        part = await connection.read()
+        if not part:
+            raise UpstreamError("reset", "the stream ended before its first event")
+        data = events.feed(part)
+    exchange.first_byte = time.monotonic()
+    headers = common(exchange)
+    headers += limit_headers(exchange)
+    headers.append((b"content-type", b"text/event-stream; charset=utf-8"))
+    headers.append((b"cache-control", b"no-cache"))
+    headers.append((b"x-accel-buffering", b"no"))
+    exchange.status = 200
+    try:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        while True:
+            if data:
+                exchange.bytes_out += len(data)
+                exchange.write_blocked = time.monotonic()
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+                exchange.write_blocked = 0.0
+            part = await connection.read()
+            if not part:
+                break
+            data = events.feed(part)
+        if not events.done and not events.failed:
+            raise UpstreamError("reset", "the stream ended without [DONE]")
+        if events.failed:
+            exchange.error_code = "upstream_error_event"
+            exchange.outcome = 503
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    except UpstreamError as error:
+        await _end_broken(exchange, error, send)
+        raise BrokenStream(error.kind) from None
+    finally:
+        _take_usage(exchange, events)
+
+
+class BrokenStream(Exception):
+    """The replica failed in mid-stream; the client has been told. Never tried again: it would repeat output."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+async def _end_broken(exchange: Exchange, error: UpstreamError, send: Send) -> None:
+    timeout = error.kind == "timeout"
+    exchange.error_code = "upstream_timeout" if timeout else "upstream_failed"
+    exchange.outcome = 504 if timeout else 503
+    event = error_event(
+        exchange.outcome, exchange.error_code, f"The model server failed in mid-stream: {error.detail}."
+    )
+    exchange.write_blocked = time.monotonic()
+    await send({"type": "http.response.body", "body": event, "more_body": False})
+    exchange.write_blocked = 0.0
+
+
+def _take_usage(exchange: Exchange, events: EventStream) -> None:
+    if events.usage is not None:
+        exchange.prompt_tokens, exchange.completion_tokens = events.usage.prompt, events.usage.completion
+        exchange.cached_tokens = events.usage.cached
+        exchange.usage_exact = True
+    else:
+        # cut short: about one token for each event
+        exchange.prompt_tokens = exchange.prompt_estimate
+        exchange.completion_tokens = events.events
+
+
+def _translate(status: int, body: bytes, replica: Replica) -> bytes:
+    """An error of the model server in OpenAI's shape; what only the operator can mend becomes a `CallFailed`."""
+    message, param, code = _read_error(body)
+    name = replica.model.name
+    if status == 429:
+        refusal = Refusal(429, "upstream_saturated", message or f"{name} is saturated.", retry_after=1.0)
+        raise CallFailed("saturated", refusal, again=True, blame=False)
+    if status >= 500:
+        refusal = Refusal(503, "upstream_error", f"{name} failed with status {status}.", retry_after=1.0)
+        raise CallFailed(f"status_{status // 100}xx", refusal, again=True, blame=True)
+    if status in (401, 403, 405):
+        refusal = Refusal(503, "upstream_misconfigured", f"{name} refuses the gateway with status {status}.")
+        raise CallFailed("misconfigured", refusal, again=False, blame=False)
+    if any(words in message for words in _TOO_LONG):
+        code = "context_length_exceeded"
+    return error_body(status, code or error_type(status), message or "The model server refused this.", param)
+
+
+def _read_error(body: bytes) -> tuple[str, str | None, str | None]:
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return "", None, None
+    error = data.get("error", data) if isinstance(data, dict) else {}
+    if not isinstance(error, dict):
+        return str(error)[:1000], None, None
+    message, param, code = error.get("message"), error.get("param"), error.get("code")
+    return (
+        message if isinstance(message, str) else "",
+        param if isinstance(param, str) else None,
+        code if isinstance(code, str) else None,
+    )
+
+
+async def _gzip(body: bytes) -> bytes:
+    compressor = zlib.compressobj(1, zlib.DEFLATED, 31)
+    if len(body) < 256 * 1024:
+        return compressor.compress(body) + compressor.flush()
+    # long enough to be felt by others: zlib lets go of the interpreter in a thread
+    return await asyncio.to_thread(lambda: compressor.compress(body) + compressor.flush())

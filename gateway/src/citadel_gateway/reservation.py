@@ -1,0 +1,56 @@
+"""Station 3: what the request may use up, reserved before any work and settled after it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from citadel_gateway.errors import Refusal
+from citadel_gateway.limits import Exceeded, Limits
+
+if TYPE_CHECKING:
+    from citadel_gateway.exchange import Exchange
+
+
+def reserve(exchange: Exchange, limits: Limits) -> None:
+    principal, model = exchange.principal, exchange.model
+    assert principal is not None and model is not None
+    meters = []
+    if principal.anonymous:
+        address = exchange.address
+        meters.append(limits.meter(("address", address), "this address", limits.settings.address))
+    limit_class = model.settings.limit_class
+    if limit_class is not None:
+        meters.append(
+            limits.meter(
+                ("class", principal.id, model.name),
+                f"this client on {model.name}",
+                limits.settings.classes[limit_class],
+                principal.tier.class_factor,
+            )
+        )
+    meters.append(limits.meter(("principal", principal.id), f"tier {principal.tier_name}", principal.tier))
+    try:
+        exchange.reservation = limits.reserve(meters, exchange.prompt_estimate + exchange.max_tokens)
+    except Exceeded as exceeded:
+        raise Refusal(
+            429,
+            "rate_limit_exceeded" if exceeded.kind != "concurrent requests" else "concurrency_limit_exceeded",
+            f"The limit of {exceeded.limit:g} {exceeded.kind} for {exceeded.scope} is reached; "
+            f"try again in {exceeded.retry_after:.1f} s.",
+            retry_after=exceeded.retry_after,
+        ) from None
+
+
+def limit_headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:
+    """What is left, in the headers that OpenAI uses."""
+    if exchange.reservation is None:
+        return []
+    requests, tokens = exchange.reservation.remaining()
+    headers = []
+    if requests is not None:
+        headers.append((b"x-ratelimit-limit-requests", b"%d" % requests.limit))
+        headers.append((b"x-ratelimit-remaining-requests", b"%d" % max(0, requests.limit - requests.total)))
+    if tokens is not None:
+        headers.append((b"x-ratelimit-limit-tokens", b"%d" % tokens.limit))
+        headers.append((b"x-ratelimit-remaining-tokens", b"%d" % max(0, tokens.limit - tokens.total)))
+    return headers

@@ -1,0 +1,290 @@
+"""HTTP/1.1 to a model server: the part of a client that the path needs, on asyncio and httptools.
+
+Measured against pyreqwest, aiohttp and httpx (docs/decisions/010): no threads, so that a cancelled request closes
+its socket in the same turn of the loop; reading stops while the client's side is slow; and every failure says
+whether a byte of the answer had arrived. Admission bounds the connections, so the pool needs no queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections import deque
+from typing import Literal
+
+import httptools
+
+_HIGH_WATER = 256 * 1024
+_MAX_HEADERS = 64 * 1024
+_MAX_IDLE = 512
+
+Kind = Literal["refused", "unreachable", "reset", "timeout", "protocol", "local", "too_large"]
+_LOCAL_ERRORS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
+
+
+class UpstreamError(Exception):
+    """Why there is no (whole) answer. `local` is the gateway's own want, never the replica's fault."""
+
+    def __init__(self, kind: Kind, detail: str) -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind = kind
+        self.detail = detail
+
+
+class Connection(asyncio.Protocol):
+    """One connection, which carries one request at a time."""
+
+    __slots__ = (
+        "_error",
+        "_header_bytes",
+        "_length_known",
+        "_parser",
+        "_paused",
+        "_waiter",
+        "busy",
+        "chunks",
+        "complete",
+        "headers",
+        "headers_done",
+        "loop",
+        "pool",
+        "reusable",
+        "size",
+        "status",
+        "transport",
+    )
+
+    def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
+        self.pool = pool
+        self.loop = loop
+        self.transport: asyncio.Transport | None = None
+        self.busy = False
+        self._parser = httptools.HttpResponseParser(self)
+        self._waiter: asyncio.Future[None] | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers_done = False
+        self.complete = False
+        self.reusable = False
+        self.chunks: deque[bytes] = deque()
+        self.size = 0
+        self._error: UpstreamError | None = None
+        self._paused = False
+        self._header_bytes = 0
+        self._length_known = False
+
+    # what asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        if not self.busy:
+            self.abort()  # nobody asked: the next answer on this connection could not be trusted
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self.fail(UpstreamError("protocol", str(error) or "not HTTP"))
+
+    def eof_received(self) -> None:
+        # an answer without a length ends with the connection
+        if self.busy and self.headers_done and not self._length_known:
+            self.complete = True
+            self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.pool.lost(self)
+        if self.busy and not self.complete:
+            self.fail(UpstreamError("reset", str(exc) if exc else "closed before the end of the answer"))
+
+    # what httptools calls
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        self._header_bytes += len(name) + len(value)
+        if self._header_bytes > _MAX_HEADERS:
+            raise httptools.HttpParserError("headers too large")
+        if name in (b"content-length", b"transfer-encoding"):
+            self._length_known = True
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self.status = self._parser.get_status_code()
+        if self.status < 200:
+            self.headers = []
+            return
+        self.headers_done = True
+        self._wake()
+
+    def on_body(self, body: bytes) -> None:
+        self.chunks.append(body)
+        self.size += len(body)
+        if self.size > _HIGH_WATER and not self._paused and self.transport is not None:
+            self._paused = True
+            self.transport.pause_reading()
+        self._wake()
+
+    def on_message_complete(self) -> None:
+        if self.status < 200:
+            return
+        self.complete = True
+        self.reusable = self._length_known and self._parser.should_keep_alive()
+        self._wake()
+
+    # what the path calls
+
+    async def request(self, data: bytes) -> None:
+        """Send, and wait until the headers of the answer are here."""
+        assert self.transport is not None
+        self._reset()
+        self.busy = True
+        self.transport.write(data)
+        while not self.headers_done:
+            if self._error is not None:
+                raise self._error
+            await self._wait()
+
+    async def read(self) -> bytes:
+        """The bytes that have arrived, as many as there are; empty at the end."""
+        while not self.chunks:
+            if self.complete:
+                return b""
+            if self._error is not None:
+                raise self._error
+            await self._wait()
+        chunks = self.chunks
+        data = chunks.popleft() if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        self.size = 0
+        if self._paused and self.transport is not None:
+            self._paused = False
+            self.transport.resume_reading()
+        return data
+
+    async def read_all(self, limit: int) -> bytes:
+        """The whole body; nothing is said to the client before it is here."""
+        parts: list[bytes] = []
+        size = 0
+        while data := await self.read():
+            size += len(data)
+            if size > limit:
+                raise UpstreamError("too_large", f"the answer is larger than {limit} bytes")
+            parts.append(data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def fail(self, error: UpstreamError) -> None:
+        if self._error is None:
+            self._error = error
+        self._wake()
+        self.abort()
+
+    def finish(self) -> None:
+        """Give the connection back, or close it if the answer was not read to its end."""
+        if not self.busy:
+            return
+        self.busy = False
+        if self.complete and self.reusable and self._error is None and not self.chunks:
+            self.pool.returned(self)
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    async def _wait(self) -> None:
+        self._waiter = self.loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+
+class Pool:
+    """The idle connections to one replica, the last used first."""
+
+    def __init__(self, host: str, port: int, connect_timeout: float) -> None:
+        self.host = host
+        self.port = port
+        self.connect_timeout = connect_timeout
+        self._idle: dict[Connection, None] = {}
+        self._all: set[Connection] = set()
+
+    async def request(self, data: bytes) -> Connection:
+        """A connection on which the headers of the answer have arrived; `finish` it in any case."""
+        while self._idle:
+            connection, _ = self._idle.popitem()
+            if connection.transport is None or connection.transport.is_closing():
+                continue
+            try:
+                await connection.request(data)
+            except UpstreamError as error:
+                connection.finish()
+                # a server may close an idle connection just as it is used: then nothing was answered
+                if error.kind != "reset":
+                    raise
+                self.close_idle()
+                break
+            except BaseException:
+                connection.finish()
+                raise
+            return connection
+        connection = await self._connect()
+        try:
+            await connection.request(data)
+        except BaseException:
+            connection.finish()
+            raise
+        return connection
+
+    async def _connect(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self.connect_timeout):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self, loop), self.host, self.port
+                )
+        except TimeoutError:
+            raise UpstreamError("unreachable", f"no connection within {self.connect_timeout:g} s") from None
+        except ConnectionRefusedError:
+            raise UpstreamError("refused", f"nothing listens on {self.host}:{self.port}") from None
+        except OSError as error:
+            kind: Kind = "local" if error.errno in _LOCAL_ERRORS else "unreachable"
+            raise UpstreamError(kind, error.strerror or str(error)) from None
+        self._all.add(connection)
+        return connection
+
+    def returned(self, connection: Connection) -> None:
+        transport = connection.transport
+        if transport is None or transport.is_closing():
+            return
+        if len(self._idle) >= _MAX_IDLE:
+            connection.abort()
+        else:
+            self._idle[connection] = None
+
+    def lost(self, connection: Connection) -> None:
+        self._idle.pop(connection, None)
+        self._all.discard(connection)
+
+    def close_idle(self) -> None:
+        for connection in list(self._idle):
+            connection.abort()
+        self._idle.clear()
+
+    def close(self) -> None:
+        for connection in list(self._all):
+            connection.abort()
+
+    @property
+    def open(self) -> int:
+        return len(self._all)

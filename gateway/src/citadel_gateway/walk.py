@@ -1,0 +1,203 @@
+"""A request's walk through the stations, and the end of it in every case."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from citadel_gateway import envelope, relay, reservation, settlement
+from citadel_gateway.errors import Refusal, error_body, error_event
+from citadel_gateway.exchange import Exchange
+from citadel_gateway.route import choose_replica, fallbacks
+
+if TYPE_CHECKING:
+    from citadel_gateway.exchange import Headers, Receive, Scope, Send
+    from citadel_gateway.fleet import Model, Replica
+    from citadel_gateway.gateway import Gateway
+
+
+class Walk:
+    """The hot path as one ASGI callable per endpoint."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self.running: dict[Exchange, None] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, endpoint: str) -> None:
+        gateway = self._gateway
+        exchange = Exchange(scope, endpoint, gateway.proxies.address(scope))
+        exchange.task = asyncio.current_task()
+        self.running[exchange] = None
+        try:
+            if exchange.method != "POST":
+                raise Refusal(405, "method_not_allowed", f"{exchange.path} takes POST.")
+            exchange.principal = gateway.identity.establish(exchange.headers, exchange.address)
+            if exchange.principal.role == "reader":
+                raise Refusal(403, "role_not_allowed", "A key with the role reader may not ask models.")
+            await envelope.read_body(exchange, receive, gateway.config)
+            envelope.open_envelope(exchange, gateway.config, gateway.fleet, gateway.load)
+            reservation.reserve(exchange, gateway.limits)
+            await self._serve(exchange, send)
+        except Refusal as refusal:
+            await self._refuse(exchange, refusal, send)
+        except relay.BrokenStream:
+            pass
+        except envelope.ClientGone:
+            exchange.outcome = 499
+        except asyncio.CancelledError:
+            await self._cut(exchange, scope, send)
+        except Exception as error:  # noqa: BLE001 - a bug must not take the connection and the permits with it
+            gateway.audit.event("bug", outcome="failed", request_id=exchange.id, error=repr(error)[:500])
+            gateway.report_bug(error)
+            await self._refuse(exchange, Refusal(503, "gateway_error", "The gateway failed."), send)
+        finally:
+            del self.running[exchange]
+            settlement.settle(exchange)
+            gateway.recorder.record(exchange)
+
+    async def _serve(self, exchange: Exchange, send: Send) -> None:
+        gateway = self._gateway
+        retry = gateway.config.retry
+        model = exchange.model
+        assert model is not None
+        tried: set[Replica] = set()
+        again = False
+        attempts = 0
+        while True:
+            waited = time.monotonic()
+            try:
+                exchange.permit = await gateway.admission.enter(exchange, model, again=again)
+            except Refusal:
+                other = self._fallback(exchange, model)
+                if other is None:
+                    raise
+                model = other
+                continue
+            finally:
+                exchange.queued += time.monotonic() - waited
+            replica = choose_replica(model, gateway.config.routing.policy, exchange.session, tried)
+            again = True
+            if replica is None:
+                settlement.release_permit(exchange)
+                continue
+            exchange.replica = replica
+            exchange.on_replica = True
+            replica.in_flight += 1
+            try:
+                await relay.call(exchange, replica, gateway.config, send, self.headers)
+            except relay.CallFailed as failure:
+                attempts += failure.counts
+                gateway.judge(replica, failure.kind, blame=failure.blame)
+                tried.add(replica)
+                settlement.release_permit(exchange)
+                if not failure.again or attempts >= retry.attempts or time.monotonic() >= exchange.deadline:
+                    raise failure.refusal from None
+                exchange.retries += 1
+                gateway.metrics.retries.labels(model.name).inc()
+                if failure.counts and not self._elsewhere(model, tried):
+                    await asyncio.sleep(min(retry.backoff * 2 ** (attempts - 1), retry.max_backoff))
+            except relay.BrokenStream as failure:
+                gateway.judge(replica, failure.kind, blame=True)
+                raise
+            else:
+                self._praise(exchange, replica)
+                return
+
+    def _praise(self, exchange: Exchange, replica: Replica) -> None:
+        replica.breaker.success()
+        if exchange.status == 200:
+            seconds = exchange.first_byte - exchange.upstream_started
+            replica.first_byte.add(seconds)
+            replica.model.first_byte.add(seconds)
+
+    @staticmethod
+    def _elsewhere(model: Model, tried: set[Replica]) -> bool:
+        return any(replica.usable and replica not in tried for replica in model.replicas)
+
+    def _fallback(self, exchange: Exchange, model: Model) -> Model | None:
+        """Another model that may answer, if the client or the configuration allows it."""
+        assert exchange.principal is not None
+        allowed = exchange.principal.models
+        for other in fallbacks(exchange, self._gateway.fleet):
+            fits = exchange.prompt_estimate + exchange.max_tokens <= other.settings.context
+            if other is not model and fits and exchange.endpoint in other.settings.endpoints:
+                if allowed and other.name not in allowed:
+                    continue
+                exchange.body = envelope.outbound_body(exchange.body, other)
+                exchange.model = other
+                exchange.fallback_allowed = False
+                self._gateway.metrics.fallbacks.labels(model.name, other.name).inc()
+                return other
+        return None
+
+    def headers(self, exchange: Exchange) -> Headers:
+        """What every answer carries."""
+        headers: Headers = [(b"x-request-id", exchange.id.encode()), *self._gateway.fixed_headers]
+        if exchange.model is not None:
+            headers.append((b"x-citadel-model", exchange.model.name.encode()))
+        if exchange.replica is not None:
+            headers.append((b"x-citadel-replica", exchange.replica.name.encode()))
+            headers.append((b"x-citadel-queue-ms", b"%.2f" % (exchange.queued * 1000)))
+            if exchange.first_byte:
+                spent = exchange.first_byte - exchange.upstream_started
+                headers.append((b"x-citadel-upstream-ms", b"%.2f" % (spent * 1000)))
+        origin = exchange.headers.get(b"origin")
+        if origin is not None:
+            headers += self._gateway.cors_headers(origin)
+        return headers
+
+    async def _refuse(self, exchange: Exchange, refusal: Refusal, send: Send) -> None:
+        gateway = self._gateway
+        exchange.error_code = refusal.code
+        if exchange.status:  # too late for a status: the answer has begun
+            exchange.outcome = refusal.status
+            return
+        exchange.status = refusal.status
+        model = exchange.model.name if exchange.model is not None else "unknown"
+        gateway.metrics.rejections.labels(model, refusal.code).inc()
+        body = refusal.body()
+        headers = [
+            *self.headers(exchange),
+            *reservation.limit_headers(exchange),
+            *refusal.headers(),
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+        ]
+        if refusal.status in (408, 413):
+            headers.append((b"connection", b"close"))  # the rest of the body is not wanted
+        if refusal.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        # what it holds goes back first: a client that reads slowly must not keep it
+        settlement.settle(exchange)
+        await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _cut(self, exchange: Exchange, scope: Scope, send: Send) -> None:
+        """The client left, or the gateway ends the exchange itself (`exchange.cut` says why)."""
+        if exchange.cut is None:
+            exchange.outcome = 499
+            return
+        status, code, message = exchange.cut
+        exchange.outcome = status
+        exchange.error_code = code
+        abort = scope.get("citadel.abort")
+        if exchange.write_blocked and abort is not None:
+            abort()  # it takes nothing, so it cannot be told
+            return
+        settlement.settle(exchange)
+        if not exchange.status:
+            exchange.status = status
+            body = error_body(status, code, message)
+            headers = [*self.headers(exchange), (b"content-type", b"application/json")]
+            headers += [(b"content-length", b"%d" % len(body)), (b"x-should-retry", b"false")]
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+        elif exchange.stream:
+            event = error_event(status, code, message)
+            await send({"type": "http.response.body", "body": event, "more_body": False})
+
+    def cut(self, exchange: Exchange, status: int, code: str, message: str) -> None:
+        if exchange.cut is None and exchange.task is not None:
+            exchange.cut = (status, code, message)
+            exchange.task.cancel()

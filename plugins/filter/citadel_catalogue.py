@@ -1,0 +1,36 @@
+"""Filters that wire roles together: whole stanzas of the catalogue, and where an environment is."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+# modules get the package from Ansible itself; on the controller it is found beside the plugins
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
+
+from citadel import catalogue  # noqa: E402
+
+
+def citadel_stanzas(
+    models: Mapping[str, Any], defaults: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Every enabled model with its defaults and overrides applied."""
+    try:
+        return catalogue.complete(models, defaults, overrides)
+    except catalogue.CatalogueError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
+def citadel_environment_path(item: Mapping[str, Any], root: str) -> str:
+    """Environments are shared by what goes into them: the same requirements are the same folder."""
+    return f"{root}/{item['key']}-{hashlib.sha256(item['value']['requirements'].encode()).hexdigest()[:12]}"
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Any]:
+        return {"citadel_stanzas": citadel_stanzas, "citadel_environment_path": citadel_environment_path}

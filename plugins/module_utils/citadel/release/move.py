@@ -1,0 +1,175 @@
+"""Make the host run one release: the one act behind deploy, rollback, return and recovery.
+
+`move` brings up all that the release names beside what it replaces, and proves it; until then everything can
+be taken back at once. `settle` then lets go of what is no longer wanted. Both look first at what runs, so
+that doing them again after an interruption does only what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .failure import FailedError
+from .host import Host
+from .links import dismantle, our_links, switch
+from .manifest import Manifest
+from .plan import Action, Plan, plan
+from .services import Service
+from .survey import Live, gateways, runs
+
+Proof = list[dict[str, Any]]
+RECOVERY = "citadel-recover.service"
+
+
+def move(host: Host, manifest: Manifest) -> Proof:
+    """Bring up the release and prove every service of it."""
+    live = host.survey()
+    todo = plan(manifest, live)
+    with step(host, "switch"):
+        switch(host.layout, manifest, keep=set(gateways(live.processes)))
+        host.systemd.reload()
+    _let_go_of_failed_gateways(host, manifest, live)
+    proof: Proof = []
+    for action in todo.actions:
+        if action.verb in {"start", "restart", "replace"}:
+            with step(host, f"{action.verb} {action.unit}"):
+                proof.append(_bring_up(host, manifest, action, todo))
+    with step(host, "prove"):
+        proof += _end_to_end(host, manifest)
+    return proof
+
+
+def settle(host: Host, manifest: Manifest) -> None:
+    """Stop what the release does not name. Nothing here can spoil what was proven, so nothing here is undone.
+    Stop what the release does not name. Nothing here can spoil what was proven, so nothing here is undone."""
+    wanted = {service.unit for service in manifest.wanted()}
+    serving = _serving_gateway(host, manifest)
+    for unit in host.survey().processes:
+        if unit not in wanted | {serving} or (gateways([unit]) and unit != serving):
+            with step(host, f"stop {unit}"):
+                # A gateway drains for as long as its streams take, and nobody waits for that.
+                host.systemd.stop(unit, wait=not gateways([unit]))
+    for unit in _units(manifest, ".target", ".timer"):
+        host.systemd.start(unit, wait=False)
+    switch(host.layout, manifest, keep={serving})
+    host.systemd.reload()
+
+
+def line_up(host: Host, manifest: Manifest) -> None:
+    """What `move` is at boot: links first, and the services of the release take the place of those of another
+    in the queue of jobs. Waiting for them here would wait for itself."""
+    with step(host, "line up"):
+        wanted = {service.unit for service in manifest.wanted()}
+        others = _runnable(host) - wanted
+        switch(host.layout, manifest, keep=set())
+        host.systemd.reload()
+        for unit in sorted(others):
+            host.systemd.stop(unit, wait=False)
+        live = host.survey()
+        for unit in _units(manifest, ".socket", ".timer"):
+            host.systemd.start(unit, wait=False)
+        for service in manifest.wanted():
+            if not runs(live, service):
+                host.systemd.restart(service.unit, wait=False)
+
+
+def clear(host: Host, wait: bool = True) -> None:
+    """The way back where there was no release before: nothing of ours runs, nothing is linked."""
+    with step(host, "clear"):
+        units = _runnable(host) | set(host.survey().processes)
+        for unit in sorted(units, key=lambda name: not name.endswith(".socket")):
+            host.systemd.stop(unit, wait=wait)
+        dismantle(host.layout)
+        host.systemd.reload()
+
+
+def _let_go_of_failed_gateways(host: Host, manifest: Manifest, live: Live) -> None:
+    """Where the wanted gateway serves already, no other may take requests beside it while models load."""
+    wanted = manifest.gateway()
+    if wanted and runs(live, wanted):
+        serving = _serving_gateway(host, manifest)
+        for unit in gateways(live.processes):
+            if unit != serving:
+                host.systemd.stop(unit, wait=False)
+
+
+def _bring_up(host: Host, manifest: Manifest, action: Action, todo: Plan) -> dict[str, Any]:
+    service = next(service for service in manifest.wanted() if service.unit == action.unit)
+    begun = host.clock()
+    if service.kind == "gateway":
+        proof = _gateway(host, manifest, service, todo)
+    elif service.kind == "model":
+        host.systemd.restart(service.unit, wait=False)
+        proof = host.prober.model(service)
+    else:
+        host.systemd.restart(service.unit, wait=True)
+        proof = _alive(host, service)
+    host.measured(service.name or service.kind, host.clock() - begun)
+    return {"unit": service.unit, **proof}
+
+
+def _gateway(host: Host, manifest: Manifest, service: Service, todo: Plan) -> dict[str, Any]:
+    """Prove the new one aside, then let it share the listening sockets with the old one."""
+    tried = host.prober.trial(manifest, host.layout.release(manifest.id))
+    if todo.sockets:
+        # A socket that listens elsewhere cannot be shared: this is the one change that is seen from outside.
+        for unit in gateways(host.survey().processes):
+            host.systemd.stop(unit, wait=True)
+        for unit in todo.sockets:
+            host.systemd.stop(unit, wait=True)
+    for unit in _units(manifest, ".socket"):
+        host.systemd.start(unit, wait=True)
+    host.systemd.restart(service.unit, wait=True)
+    return {"trial": tried, **_alive(host, service)}
+
+
+def _alive(host: Host, service: Service) -> dict[str, Any]:
+    state = host.systemd.show(service.unit)
+    if state.given_up:
+        words = " | ".join(host.systemd.log(service.unit, 5)) or "none"
+        raise FailedError(f"{service.unit} is {state.active} ({state.sub}) after its start. Its last words: {words}")
+    return {"active": state.active}
+
+
+def _end_to_end(host: Host, manifest: Manifest) -> Proof:
+    """Every model through the gateway; where there is no gateway, every model by itself."""
+    wanted = manifest.gateway()
+    if wanted is None:
+        models = [service for service in manifest.wanted() if service.kind == "model"]
+        return [{"unit": service.unit, **host.prober.model(service)} for service in models]
+    serving = Service(**{**wanted.as_dict(), "unit": _serving_gateway(host, manifest)})
+    return [{"unit": serving.unit, **host.prober.gateway(manifest, serving)}]
+
+
+def _serving_gateway(host: Host, manifest: Manifest) -> str:
+    """The release's own gateway, or an equal one that an earlier release started and nobody had to touch."""
+    wanted = manifest.gateway()
+    if wanted is None:
+        return ""
+    processes = host.survey().processes
+    equal = [unit for unit in gateways(processes) if processes[unit].digest == wanted.digest]
+    return wanted.unit if wanted.unit in equal or not equal else equal[-1]
+
+
+def _runnable(host: Host) -> set[str]:
+    """Units linked on this host that can be stopped: all but templates and the recovery that may be asking.
+    Units linked on this host that can be stopped: all but templates and the recovery that may be asking."""
+    names = {path.name for path in our_links(host.layout) if "@." not in path.name}
+    return {name for name in names if name.endswith((".service", ".socket", ".timer")) and name != RECOVERY}
+
+
+def _units(manifest: Manifest, *kinds: str) -> list[str]:
+    names = (path.removeprefix("units/") for path in sorted(manifest.files) if path.startswith("units/"))
+    return [name for name in names if name.endswith(kinds)]
+
+
+@contextmanager
+def step(host: Host, name: str) -> Iterator[None]:
+    """On disk before it is done, and again when it is done."""
+    host.journal.write("step", name=name, at=host.now())
+    host.tell(name)
+    begun = host.clock()
+    yield
+    host.journal.write("done", name=name, seconds=round(host.clock() - begun, 2))

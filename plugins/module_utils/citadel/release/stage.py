@@ -1,0 +1,144 @@
+"""Staging: the release becomes a tree on the host, whole or not at all, while no service notices."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .failure import RefusedError
+from .files import flush_folder
+from .history import BAD, GOOD, WITHDRAWN, Histories
+from .layout import Layout
+from .lock import locked
+from .manifest import Manifest, content_digest, number_of, read_manifest, sha256, tampering
+from .services import Service, services_of
+from .survey import Live
+
+_DIRECT = re.compile(r"^(units|config|gateway|host|[a-z][a-z0-9_-]*)/")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What somebody wants to have as a release."""
+
+    files: Mapping[str, str]
+    environments: Mapping[str, str] = field(default_factory=dict)
+    models: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    services: tuple[Service, ...] | None = None  # read from the files unless given
+    source: Mapping[str, Any] = field(default_factory=dict)
+    capacity: Mapping[str, Any] = field(default_factory=dict)
+    who: str = ""
+    at: str = ""
+
+
+def manifest_of(layout: Layout, wish: Wish, live: Live) -> Manifest:
+    """The release that the wish amounts to: the live one, one that was staged and never judged, or the next
+    number."""
+    _validate(wish)
+    files = {path: sha256(text.encode()) for path, text in sorted(wish.files.items())}
+    services = tuple(services_of(wish.files)) if wish.services is None else wish.services
+    environments = dict(sorted(wish.environments.items()))
+    models = {name: dict(model) for name, model in sorted(wish.models.items())}
+    digest = content_digest(files, environments, models, services)
+    if live.manifest and live.manifest.digest == digest:
+        return live.manifest
+    return Manifest(
+        id=_name(layout, digest),
+        digest=digest,
+        files=files,
+        environments=environments,
+        models=models,
+        services=services,
+        source=dict(wish.source),
+        created={"by": wish.who, "at": wish.at},
+        capacity=dict(wish.capacity),
+    )
+
+
+def stage(layout: Layout, wish: Wish, manifest: Manifest) -> bool:
+    """Write the release unless it is there; True if it was not."""
+    release = layout.release(manifest.id)
+    with locked(layout, f"the staging of {manifest.id}", wish.who, wish.at):
+        if release.is_dir():
+            altered = tampering(release, read_manifest(release))
+            if altered:
+                raise RefusedError(
+                    f"Release {manifest.id} on the host was altered: {'; '.join(altered[:5])}. "
+                    f"Remove {release} if it is not live, and deploy again."
+                )
+            return False
+        aside = layout.releases / f".{manifest.id}.new"
+        try:
+            _write(aside, wish, manifest)
+        except OSError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise RefusedError(
+                    f"No room for release {manifest.id} in {layout.releases}: {error.strerror}. Nothing was changed."
+                ) from error
+            raise
+        aside.replace(release)
+        flush_folder(layout.releases)
+    return True
+
+
+def _name(layout: Layout, digest: str) -> str:
+    histories = Histories(layout)
+    known = histories.all()
+    for history in reversed(known):
+        # Judged releases keep their verdict; the same content deployed again is a new attempt.
+        if history.id.endswith(f"-{digest[:8]}") and history.state not in {BAD, GOOD, WITHDRAWN}:
+            return history.id
+    number = 1 + max([number_of(history.id) for history in known] + [_highest(layout)])
+    return f"{number:04d}-{digest[:8]}"
+
+
+def _highest(layout: Layout) -> int:
+    """Numbers of collected releases are not given again while their journals name them."""
+    if not layout.journals.is_dir():
+        return 0
+    return max((number_of(path.stem.partition("-")[2]) for path in layout.journals.glob("*.jsonl")), default=0)
+
+
+def _write(aside: Path, wish: Wish, manifest: Manifest) -> None:
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True, mode=0o755)
+    for path, text in {**wish.files, "manifest.json": manifest.text()}.items():
+        target = aside / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        target.chmod(0o444)
+    (aside / "env").mkdir(exist_ok=True)
+    for name, environment in manifest.environments.items():
+        (aside / "env" / name).symlink_to(environment)
+    for folder in [path for path in aside.rglob("*") if path.is_dir() and not path.is_symlink()]:
+        folder.chmod(0o755)
+        flush_folder(folder)
+    flush_folder(aside)
+
+
+def _validate(wish: Wish) -> None:
+    for path in wish.files:
+        parts = PurePosixPath(path).parts
+        if not _DIRECT.match(path) or ".." in parts or path != str(PurePosixPath(path)) or path == "manifest.json":
+            raise RefusedError(
+                f"A release cannot hold a file at {path!r}: use a path inside of units/, config/, gateway/ or host/."
+            )
+    for name, environment in wish.environments.items():
+        if not environment.startswith("/"):
+            raise RefusedError(
+                f"Environment {name} is at {environment!r}: give an absolute path that ends in its digest."
+            )
+    for name, model in wish.models.items():
+        missing = [key for key in ("revision", "path") if not model.get(key)]
+        if missing:
+            raise RefusedError(f"Model {name} has no {' and no '.join(missing)}: a release names both.")

@@ -1,0 +1,250 @@
+"""Activation as a transaction: in the end the new release is proven, or the one before serves as ever.
+
+There is no third outcome, whenever it is interrupted. The journal says how far it came, and recovery finishes
+or undoes it: after a kill, at the next boot, and before the next transaction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .failure import RefusedError
+from .files import link
+from .history import BAD, GOOD, INTERRUPTED, WITHDRAWN, live_release
+from .host import Host
+from .journal import Story, free_reserve, read_story
+from .lock import locked
+from .manifest import NAME, Manifest, read_manifest
+from .move import clear, line_up, move, settle
+from .plan import plan
+
+COMMITTED, RETURNED, UNCHANGED = "committed", "returned", "unchanged"
+UNDONE, FINISHED, STUCK = "undone", "finished", "stuck"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a transaction ended, in a sentence and in figures."""
+
+    outcome: str
+    release: str
+    live: str | None
+    said: str
+    seconds: float = 0.0
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    plan: dict[str, Any] = field(default_factory=dict)
+    proof: list[dict[str, Any]] = field(default_factory=list)
+    recovered: str = ""
+    report: str = ""
+
+    @property
+    def good(self) -> bool:
+        return self.outcome in {COMMITTED, UNCHANGED, FINISHED}
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "good": self.good}
+
+
+def activate(host: Host, release: str, who: str, force: bool = False) -> Outcome:
+    with locked(host.layout, f"the activation of {release}", who, host.now()):
+        return Transaction(host).run(release, who, force)
+
+
+def rollback(host: Host, to: str | None, who: str, force: bool = False) -> Outcome:
+    """Activation of a release that was good before. The one that is left is not gone back to by itself."""
+    with locked(host.layout, f"a rollback to {to or 'the release before'}", who, host.now()):
+        transaction = Transaction(host)
+        left = _live(host, force)
+        target = to or host.histories.before(left)
+        history = host.histories.of(target)
+        if _known(host, target) and history.state not in {GOOD, WITHDRAWN} and not force:
+            raise RefusedError(
+                f"Release {target} is marked {history.state}: {history.reason or 'it was never proven'}. "
+                "Choose a good one from `make releases`, or say FORCE=1."
+            )
+        outcome = transaction.run(target, who, force)
+        if outcome.good and left and left != target and host.histories.of(left).state == GOOD:
+            host.histories.mark(left, WITHDRAWN, host.now(), f"rolled back to {target} by {who}")
+        return outcome
+
+
+def recover(host: Host, boot: bool = False) -> Outcome | None:
+    """At boot nothing runs yet and nothing may be waited for: the links are set right, the boot does the
+    rest."""
+    with locked(host.layout, "the recovery of an interrupted transaction", "this host", host.now()):
+        return Transaction(host, boot).recovered
+
+
+class Transaction:
+    """One run under the lock. It begins by settling whatever an earlier one left behind."""
+
+    def __init__(self, host: Host, boot: bool = False) -> None:
+        self._host = host
+        self._boot = boot
+        self._begun = host.clock()
+        self.recovered = self._recover()
+        self._begun = host.clock()
+
+    def run(self, release: str, who: str, force: bool) -> Outcome:
+        host = self._host
+        manifest = self._admit(release, force)
+        live = host.survey()
+        objections = host.check(host.layout, host.systemd, manifest, live)
+        if objections:
+            raise RefusedError(f"Release {release} cannot be activated:\n  " + "\n  ".join(objections))
+        todo = plan(manifest, live)
+        if not todo.changes and host.histories.of(release).state == GOOD:
+            said = f"Release {release} is live, and everything it names runs."
+            return Outcome(UNCHANGED, release, release, said, recovered=self._found)
+        self._choose_engine(manifest)
+        host.journal.write(
+            "begin",
+            target=manifest.id,
+            previous=live.release,
+            who=who,
+            at=host.now(),
+            number=1 + sum(1 for _ in host.layout.journals.glob("*.jsonl")),
+            plan=todo.as_dict(),
+        )
+        try:
+            host.journal.write("proven", proof=move(host, manifest))
+        except Exception as failure:
+            return self._return(str(failure) or type(failure).__name__, BAD)
+        return self._commit(COMMITTED)
+
+    def _admit(self, release: str, force: bool) -> Manifest:
+        host = self._host
+        if not _known(host, release):
+            known = ", ".join(history.id for history in host.histories.all()) or "none"
+            raise RefusedError(f"There is no release {release} on this host. There are: {known}.")
+        manifest = read_manifest(host.layout.release(release))
+        history = host.histories.of(release)
+        if history.state == BAD and not force:
+            raise RefusedError(f"Release {release} is marked bad: {history.reason}. Deploy again, or say FORCE=1.")
+        if _live(host, force) is None and host.layout.current.is_symlink():
+            host.layout.current.unlink()  # forced past a link that leads nowhere
+        return manifest
+
+    def _choose_engine(self, manifest: Manifest) -> None:
+        """The engine only ever moves to a later release's: a rollback is run by the code that knows most."""
+        layout = self._host.layout
+        try:
+            match = NAME.match(layout.engine.readlink().parent.name)
+        except OSError:
+            match = None
+        chosen = int(match.group(1)) if match and layout.engine.is_dir() else 0
+        if manifest.number > chosen and (layout.release(manifest.id) / "host").is_dir():
+            link(layout.engine, f"{layout.release(manifest.id)}/host")
+
+    def _recover(self) -> Outcome | None:
+        """Finish what was proven, undo what was not, and say which."""
+        story = read_story(self._host.layout)
+        if story is None:
+            return None
+        if not story.begun or story.ended:
+            self._host.journal.close(_name(story) if story.begun else "empty")
+            return None
+        self._host.tell(f"An interrupted transaction was found: {story.target}, in step '{story.step}'.")
+        if story.proven and not story.returning:
+            return self._commit(FINISHED)
+        if story.returning:
+            return self._return(story.returning, BAD)
+        return self._return("the transaction was interrupted", INTERRUPTED)
+
+    def _commit(self, outcome: str) -> Outcome:
+        host, story = self._host, self._story()
+        free_reserve(host.layout)
+        self._let_go(read_manifest(host.layout.release(story.target)))
+        host.histories.mark(story.target, GOOD, host.now(), "", story.proof)
+        return self._end(outcome, story.target, f"Release {story.target} is live and proven.")
+
+    def _return(self, reason: str, mark: str) -> Outcome:
+        """Back to the release before. Where even that fails the journal stays open, and the next run tries
+        again."""
+        host, story = self._host, self._story()
+        failed = f"Release {story.target} failed in step '{story.step}': {reason}."
+        host.tell(failed)
+        free_reserve(host.layout)
+        with contextlib.suppress(OSError):
+            host.journal.write("returning", reason=reason, at=host.now())
+        try:
+            said = self._go_back(story)
+            if story.previous != story.target:
+                host.histories.mark(story.target, mark, host.now(), f"in step '{story.step}': {reason}")
+            return self._end(RETURNED if mark == BAD else UNDONE, story.previous, f"{failed} {said}")
+        except Exception as failure:
+            said = (
+                f"{failed} The way back to {story.previous or 'an empty host'} failed too: {failure}. "
+                "The next boot or the next deployment tries it again."
+            )
+            host.tell(said)
+            return Outcome(STUCK, story.target, None, said, self._seconds, recovered=self._found)
+
+    def _go_back(self, story: Story) -> str:
+        host = self._host
+        if story.previous is None:
+            clear(host, wait=not self._boot)
+            return "Nothing was live before, and nothing is now."
+        if story.previous == story.target:
+            return f"{story.target} was live before and stays so; deploy again to heal it."
+        manifest = read_manifest(host.layout.release(story.previous))
+        if not self._boot:
+            move(host, manifest)
+        self._let_go(manifest)
+        return f"{story.previous} serves as before."
+
+    def _let_go(self, manifest: Manifest) -> None:
+        if self._boot:
+            line_up(self._host, manifest)
+        else:
+            settle(self._host, manifest)
+
+    def _end(self, outcome: str, live: str | None, said: str) -> Outcome:
+        host, story = self._host, self._story()
+        ended = Outcome(
+            outcome=outcome,
+            release=story.target,
+            live=live,
+            said=said,
+            seconds=self._seconds,
+            steps=story.steps(),
+            plan=story.plan,
+            proof=story.proof,
+            recovered=self._found,
+        )
+        host.journal.write("end", outcome=outcome, said=said, at=host.now())
+        host.journal.close(_name(story))
+        host.tell(said)
+        return ended
+
+    def _story(self) -> Story:
+        return read_story(self._host.layout) or Story()
+
+    @property
+    def _seconds(self) -> float:
+        return round(self._host.clock() - self._begun, 2)
+
+    @property
+    def _found(self) -> str:
+        recovered: Outcome | None = getattr(self, "recovered", None)
+        return recovered.said if recovered else ""
+
+
+def _name(story: Story) -> str:
+    return f"{story.number:05d}-{story.target}"
+
+
+def _known(host: Host, release: str) -> bool:
+    return bool(NAME.match(release)) and host.layout.release(release).is_dir()
+
+
+def _live(host: Host, force: bool) -> str | None:
+    """What is live; if forced, a `current` that leads nowhere counts as nothing."""
+    try:
+        return live_release(host.layout)
+    except RefusedError:
+        if force and host.layout.current.is_symlink():
+            return None
+        raise

@@ -1,0 +1,99 @@
+"""The transaction as a unit of its own: it outlives whoever asked for it, and systemd cleans up if it is
+killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .failure import RefusedError
+from .layout import Layout
+from .lock import holder
+
+UNIT = "citadel-activate.service"
+RESULTS = Path("/run/citadel-release")
+PYTHON = "/usr/bin/python3"
+
+
+@dataclass(frozen=True)
+class Request:
+    act: str
+    release: str = ""
+    force: bool = False
+    who: str = ""
+
+    def arguments(self, result: Path) -> list[str]:
+        base = [PYTHON, "-B", "-m", "citadel", "release", self.act]
+        if self.act == "activate":
+            base.append(self.release)
+        elif self.act == "rollback" and self.release:
+            base += ["--to", self.release]
+        if self.act != "recover":
+            base += ["--who", self.who or "somebody", *(["--force"] if self.force else [])]
+        return [*base, "--result", str(result)]
+
+
+def command(layout: Layout, request: Request, result: Path) -> list[str]:
+    """After a kill of the transaction, systemd itself starts the recovery: nobody has to come and look."""
+    recovery = Request("recover").arguments(result)
+    return [
+        "systemd-run",
+        f"--unit={UNIT}",
+        "--collect",
+        "--quiet",
+        "--description=Citadel release transaction",
+        "--service-type=exec",
+        f"--property=ExecStopPost={' '.join(recovery)}",
+        "--property=TimeoutStopSec=infinity",
+        f"--setenv=PYTHONPATH={engine(layout, request)}",
+        *request.arguments(result),
+    ]
+
+
+def engine(layout: Layout, request: Request) -> Path:
+    """The code that runs the transaction: the new release's own, or, going back, the latest that this host
+    has."""
+    if request.act == "activate":
+        return layout.release(request.release) / "host"
+    if not layout.engine.is_dir():
+        raise RefusedError("Nothing was ever deployed to this host, so there is nothing to go back to.")
+    return layout.engine.resolve()
+
+
+def begin(layout: Layout, request: Request) -> Path:
+    """Start it; the file in which its outcome will be."""
+    RESULTS.mkdir(mode=0o755, exist_ok=True)
+    result = RESULTS / f"{uuid.uuid4().hex}.json"
+    done = subprocess.run(command(layout, request, result), capture_output=True, text=True, check=False)
+    if done.returncode:
+        if "already" in done.stderr:
+            raise RefusedError(holder(layout))
+        raise RefusedError(f"The transaction could not be started: {done.stderr.strip()}")
+    return result
+
+
+def follow(result: Path, timeout: float) -> dict[str, Any]:
+    limit = time.monotonic() + timeout
+    while time.monotonic() < limit:
+        # Asked before the file is looked for, so that an end between the two is not taken for a loss.
+        over = not _active()
+        if result.exists():
+            outcome: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+            if over or outcome["outcome"] != "stuck":
+                return outcome
+        elif over:
+            raise RefusedError(f"The transaction ended without a word. `journalctl -u {UNIT}` on the host says more.")
+        time.sleep(0.3)
+    raise RefusedError(
+        f"The transaction still runs after {timeout:.0f} s. It goes on by itself: `journalctl -fu {UNIT}`."
+    )
+
+
+def _active() -> bool:
+    done = subprocess.run(["systemctl", "is-active", UNIT], capture_output=True, text=True, check=False)
+    return done.stdout.strip() in {"active", "activating", "deactivating", "reloading"}
