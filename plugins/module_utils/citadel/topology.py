@@ -40,7 +40,7 @@ class Host:
 
     @classmethod
     def sketched(
-        cls, cores: int, memory: int, nodes: int = 1, isa: str = "avx512", disk: int = 4000 * GIB, hugepages: int = 0
+        cls, cores: int, memory: int, *, nodes: int = 1, isa: str = "avx512", disk: int = 4000 * GIB, hugepages: int = 0
     ) -> Host:
         """A host that is only thought of, its cores and memory spread evenly."""
         if cores < nodes or nodes < 1:
