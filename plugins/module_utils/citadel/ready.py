@@ -78,7 +78,7 @@ def journal_of(unit: str, lines: int = 15) -> str:
 
 def ask(url: str, body: dict[str, Any] | None = None, timeout: float = 5.0) -> Any:
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"content-type": "application/json"})
+    request = urllib.request.Request(url, data, {"content-type": "application/json"})  # noqa: S310 from the plan
     # A model is asked directly, whatever proxy the environment names.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=timeout) as response:
@@ -113,6 +113,7 @@ def wait(
     url: str,
     model: str,
     kind: str = "chat",
+    *,
     timeout: float = 300.0,
     look: Callable[[str], Unit] = look_at,
     journal: Callable[[str], str] = journal_of,
@@ -162,7 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.url.rstrip("/"),
             arguments.model or arguments.instance,
             arguments.kind,
-            arguments.timeout,
+            timeout=arguments.timeout,
         )
     except NotReady as error:
         print(error, file=sys.stderr)

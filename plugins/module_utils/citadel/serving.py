@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .capacity import Placed
 from .catalogue import Model, format_cpus
+from .placement import Placed
 
 KV_DTYPE = "bfloat16"
 # Edges of the documents' targets: vLLM's own buckets have none at 0.75 and 3 seconds.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -120,7 +119,7 @@ def commit(partial: Path, target: Path, source: str, revision: str, entries: Ite
     partial.chmod(0o755)
     if target.exists():
         shutil.rmtree(target)
-    os.replace(partial, target)
+    partial.replace(target)
     return manifest
 
 
