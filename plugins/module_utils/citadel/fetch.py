@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import io
 import json
 import shutil
 import sys
@@ -185,9 +186,9 @@ def take(source: Source, listing: Listing, entry: Entry, path: Path, progress: P
             progress.add(len(chunk))
 
 
-def read(stream: Any, count: int, entry: Entry) -> bytes:
+def read(stream: io.BufferedIOBase, count: int, entry: Entry) -> bytes:
     try:
-        chunk: bytes = stream.read(count)
+        chunk = stream.read1(count)  # what has come so far is kept, should the line fall silent next
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise Interrupted(f"{entry.path}: {error}") from error
     if not chunk:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import http.client
+import io
 import json
 import tarfile
 import urllib.error
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Protocol
+from typing import Any, Protocol, cast
 
 # What vLLM reads. The same weights in other containers would only double the download.
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "*.model")
@@ -56,7 +57,9 @@ class Listing:
 class Source(Protocol):
     def list(self, revision: str) -> Listing: ...
 
-    def open(self, listing: Listing, entry: Entry, offset: int) -> AbstractContextManager[tuple[int, IO[bytes]]]:
+    def open(
+        self, listing: Listing, entry: Entry, offset: int
+    ) -> AbstractContextManager[tuple[int, io.BufferedIOBase]]:
         """Where the answer really begins, and the bytes from there on."""
         ...
 
@@ -92,7 +95,7 @@ class Web:
         if token_file:
             self.headers["Authorization"] = f"Bearer {Path(token_file).read_text(encoding='utf-8').strip()}"
 
-    def ask(self, path: str, offset: int) -> tuple[int, IO[bytes]]:
+    def ask(self, path: str, offset: int) -> tuple[int, io.BufferedIOBase]:
         address = f"{self.url}/{urllib.parse.quote(path, safe='/?=&')}"
         headers = {**self.headers, **({"Range": f"bytes={offset}-"} if offset else {})}
         request = urllib.request.Request(address, headers=headers)  # noqa: S310 the scheme was checked
@@ -108,7 +111,7 @@ class Web:
         return (offset if answer.status == http.HTTPStatus.PARTIAL_CONTENT else 0), answer
 
     @contextmanager
-    def get(self, path: str, offset: int = 0) -> Iterator[tuple[int, IO[bytes]]]:
+    def get(self, path: str, offset: int = 0) -> Iterator[tuple[int, io.BufferedIOBase]]:
         """Where the answer begins, since not every server resumes, and the answer."""
         start, answer = self.ask(path, offset)
         with answer:
@@ -146,7 +149,9 @@ class Hub(Web):
         )
         return Listing(commit, entries, f"{self.url}/{self.repository}")
 
-    def open(self, listing: Listing, entry: Entry, offset: int) -> AbstractContextManager[tuple[int, IO[bytes]]]:
+    def open(
+        self, listing: Listing, entry: Entry, offset: int
+    ) -> AbstractContextManager[tuple[int, io.BufferedIOBase]]:
         return self.get(f"{self.repository}/resolve/{listing.revision}/{entry.path}", offset)
 
 
@@ -167,7 +172,9 @@ class Mirror(Web):
         manifest = self.json(f"{self.model}/{revision}/{MANIFEST}")
         return Listing(revision, manifest_entries(manifest), f"{self.url}/{self.model}/{revision}")
 
-    def open(self, listing: Listing, entry: Entry, offset: int) -> AbstractContextManager[tuple[int, IO[bytes]]]:
+    def open(
+        self, listing: Listing, entry: Entry, offset: int
+    ) -> AbstractContextManager[tuple[int, io.BufferedIOBase]]:
         return self.get(f"{self.model}/{listing.revision}/{entry.path}", offset)
 
 
@@ -194,11 +201,11 @@ class Directory:
         return Listing(revision, entries, f"directory {self.path}")
 
     @contextmanager
-    def open(self, listing: Listing, entry: Entry, offset: int) -> Iterator[tuple[int, IO[bytes]]]:
+    def open(self, listing: Listing, entry: Entry, offset: int) -> Iterator[tuple[int, io.BufferedIOBase]]:
         del listing
         with (self.path / entry.path).open("rb") as file:
             file.seek(offset)
-            yield offset, file
+            yield offset, cast("io.BufferedIOBase", file)
 
 
 class Archive:
@@ -227,14 +234,14 @@ class Archive:
         return Listing(revision, entries, f"archive {self.path}")
 
     @contextmanager
-    def open(self, listing: Listing, entry: Entry, offset: int) -> Iterator[tuple[int, IO[bytes]]]:
+    def open(self, listing: Listing, entry: Entry, offset: int) -> Iterator[tuple[int, io.BufferedIOBase]]:
         del listing
         with tarfile.open(self.path) as archive:
             file = archive.extractfile(self.members(archive)[entry.path])
             if file is None:
                 raise SourceError(f"{self.path} lost {entry.path} while it was read")
             file.seek(offset)
-            yield offset, file
+            yield offset, cast("io.BufferedIOBase", file)
 
 
 def source_of(model: str, repository: str, revision: str, place: Mapping[str, str]) -> Source:
