@@ -83,6 +83,9 @@ class Simulator:
     def running(self) -> int:
         return sum(seen.state == "running" for seen in self.seen)
 
+    def is_idle(self) -> bool:
+        return self.running == 0
+
     async def start(self) -> Simulator:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=1024)
         self.port = self._server.sockets[0].getsockname()[1]

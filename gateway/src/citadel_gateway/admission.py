@@ -53,6 +53,11 @@ class Ticket:
         self.since = time.monotonic()
         self.permit: Permit | None = None
 
+    def granted(self) -> Permit:
+        if self.permit is None:
+            raise RuntimeError("a ticket was called without a permit")
+        return self.permit
+
 
 class Lane:
     def __init__(self, model: Model) -> None:
@@ -119,7 +124,7 @@ class Admission:
         self.fleet = fleet
         self.lanes: dict[Model, Lane] = {}
         self.waiting = 0
-        self._common = 0.0  # of the shared part of the budget, used
+        self.common_used = 0.0  # of the shared part of the budget, used
         self.apply(settings)
 
     def apply(self, settings: AdmissionSettings) -> None:
@@ -131,9 +136,7 @@ class Admission:
             lane = self.lanes.setdefault(model, Lane(model))
             lane.reserved = budget * settings.reserved * model.settings.share / shares
         self.lanes = {
-            model: lane
-            for model, lane in self.lanes.items()
-            if model in models or lane.in_flight or lane.waiting
+            model: lane for model, lane in self.lanes.items() if model in models or lane.in_flight or lane.waiting
         }
         self._recount()
 
@@ -153,7 +156,6 @@ class Admission:
         return await self._wait(exchange, lane, again)
 
     async def _wait(self, exchange: Exchange, lane: Lane, again: bool) -> Permit:
-        assert exchange.principal is not None
         ticket = Ticket(exchange.principal.id, exchange.priority, asyncio.get_running_loop().create_future())
         lane.add(ticket, first=again)
         self.waiting += 1
@@ -187,8 +189,7 @@ class Admission:
             self.waiting -= 1
             if ticket.permit is None:
                 lane.remove(ticket)
-        assert ticket.permit is not None
-        return ticket.permit
+        return ticket.granted()
 
     def _refuse_hopeless(self, exchange: Exchange, lane: Lane) -> None:
         """What cannot succeed is refused now, not after it has waited."""
@@ -251,7 +252,7 @@ class Admission:
         lane.in_flight -= 1
         before = max(0.0, lane.cost - lane.reserved)
         lane.cost -= permit.cost
-        self._common -= before - max(0.0, lane.cost - lane.reserved)
+        self.common_used -= before - max(0.0, lane.cost - lane.reserved)
         if not lane.in_flight:
             lane.cost = 0.0
         if self.waiting:
@@ -265,22 +266,20 @@ class Admission:
             return True  # an idle model may always start one, however small its part
         cost = lane.model.settings.cost
         over = max(0.0, lane.cost + cost - lane.reserved) - max(0.0, lane.cost - lane.reserved)
-        return over <= 0.0 or self._common + over <= budget * (1.0 - self.settings.reserved) + 1e-9
+        return over <= 0.0 or self.common_used + over <= budget * (1.0 - self.settings.reserved) + 1e-9
 
     def _grant(self, lane: Lane) -> Permit:
         cost = lane.model.settings.cost
         before = max(0.0, lane.cost - lane.reserved)
         lane.in_flight += 1
         lane.cost += cost
-        self._common += max(0.0, lane.cost - lane.reserved) - before
+        self.common_used += max(0.0, lane.cost - lane.reserved) - before
         return Permit(self, lane, cost)
 
     def _recount(self) -> None:
-        self._common = sum(max(0.0, lane.cost - lane.reserved) for lane in self.lanes.values())
+        self.common_used = sum(max(0.0, lane.cost - lane.reserved) for lane in self.lanes.values())
 
 
 def _not_ready(model: Model) -> Refusal:
     reasons = "; ".join(f"{replica.name} is {replica.state}: {replica.reason}" for replica in model.replicas)
-    return Refusal(
-        503, "model_not_ready", f"{model.name} is not ready: {reasons}.", retry_after=model.back_in()
-    )
+    return Refusal(503, "model_not_ready", f"{model.name} is not ready: {reasons}.", retry_after=model.back_in())

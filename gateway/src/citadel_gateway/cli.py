@@ -70,9 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
     rotate = actions.add_parser("rotate", parents=[where], help="a new secret in place of the old one")
     rotate.add_argument("id")
-    rotate.add_argument(
-        "--overlap", type=float, default=0.0, metavar="SECONDS", help="the old one works so long"
-    )
+    rotate.add_argument("--overlap", type=float, default=0.0, metavar="SECONDS", help="the old one works so long")
     rotate.set_defaults(run=_rotate)
     return parser
 
@@ -91,9 +89,7 @@ def _check(arguments: argparse.Namespace) -> int:
     store = KeyStore(Path(config.auth.keys_file))
     _warn_of_tiers(config, store)
     replicas = sum(len(model.replicas) for model in config.models.values())
-    print(
-        f"{arguments.file}: usable; profile {config.profile}, {len(config.models)} models, {replicas} replicas"
-    )
+    print(f"{arguments.file}: usable; profile {config.profile}, {len(config.models)} models, {replicas} replicas")
     return 0
 
 

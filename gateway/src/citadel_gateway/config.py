@@ -231,9 +231,7 @@ class Config(Section):
     def cross_check(self) -> Self:
         wrong = [*self._wrong_names(), *self._wrong_models()]
         if self.profile == "production" and self.auth.anonymous.enabled:
-            wrong.append(
-                "auth.anonymous.enabled: true is for development; set it to false or profile to development"
-            )
+            wrong.append("auth.anonymous.enabled: true is for development; set it to false or profile to development")
         if wrong:
             raise ValueError("\n".join(wrong))
         return self
@@ -272,9 +270,7 @@ class Config(Section):
                 instances[replica.name] = name
             for alias in model.aliases:
                 if alias in owners:
-                    wrong.append(
-                        f"{where}.aliases: {alias!r} already names {owners[alias] or alias}; drop it"
-                    )
+                    wrong.append(f"{where}.aliases: {alias!r} already names {owners[alias] or alias}; drop it")
                 owners[alias] = name
             if budget is not None and model.cost > budget:
                 wrong.append(
@@ -354,7 +350,5 @@ def load(path: Path) -> Config:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(
-            f"{path}: cannot be read: {reason}; give the path of a configuration file"
-        ) from None
+        raise ConfigError(f"{path}: cannot be read: {reason}; give the path of a configuration file") from None
     return parse(text, str(path))

@@ -113,15 +113,13 @@ def documents() -> FastAPI:
     operation("/v1/chat/completions", ChatRequest, "Chat")
     operation("/v1/completions", CompletionRequest, "Completion of a text")
     operation("/v1/embeddings", EmbeddingRequest, "Embeddings")
-    subset = {status: _ERRORS[status] for status in (401, 404)}
+    errors: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (401, 404)}
     app.get("/v1/models", response_model=ModelList, responses={401: _ERRORS[401]}, tags=["models"])(never)
 
     async def one(model_id: str) -> None: ...
 
-    app.get("/v1/models/{model_id:path}", response_model=ModelCard, responses=subset, tags=["models"])(one)
-    unhealthy: dict[int | str, dict[str, Any]] = {
-        503: {"model": HealthReport, "description": "no model is ready"}
-    }
+    app.get("/v1/models/{model_id:path}", response_model=ModelCard, responses=errors, tags=["models"])(one)
+    unhealthy: dict[int | str, dict[str, Any]] = {503: {"model": HealthReport, "description": "no model is ready"}}
     app.get("/health", response_model=HealthReport, responses=unhealthy, tags=["health"])(never)
     app.get("/health/detailed", response_model=HealthReport, responses=unhealthy, tags=["health"])(never)
     app.get("/metrics", tags=["health"])(never)

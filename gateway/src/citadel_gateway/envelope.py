@@ -13,7 +13,7 @@ import orjson
 
 from citadel_gateway.config import PRIORITIES
 from citadel_gateway.errors import Refusal
-from citadel_gateway.route import choose_model, named_model
+from citadel_gateway.route import Wish, choose_model, named_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,7 @@ async def _receive(exchange: Exchange, receive: Receive) -> Any:
     return message
 
 
-def open_envelope(exchange: Exchange, config: Config, fleet: Fleet, load: Callable[[Model], float]) -> None:
+def open_envelope(exchange: Exchange, config: Config, fleet: Fleet, load: Callable[[Model], float]) -> Model:
     """Fill in the exchange from the body and the headers, or refuse."""
     data = _parse(exchange.body)
     endpoint: Endpoint = exchange.endpoint  # type: ignore[assignment]
@@ -85,15 +85,13 @@ def open_envelope(exchange: Exchange, config: Config, fleet: Fleet, load: Callab
     if name is not None and not isinstance(name, str):
         raise Refusal(400, "invalid_type", "model must be a string.", param="model")
     exchange.given_model = name
-    allowed = exchange.principal.models if exchange.principal is not None else ()
+    allowed = exchange.principal.models
     if name in (None, "", "auto"):
         candidates = [model for model in fleet.models.values() if not allowed or model.name in allowed]
         guess = 0 if endpoint == "embeddings" else asked if asked is not None else 256
-        model = choose_model(candidates, data, endpoint, prompt, guess, config.routing.default_model, load)
+        model = choose_model(candidates, Wish(data, endpoint, prompt, guess), config.routing.default_model, load)
         if model is None:
-            raise Refusal(
-                404, "no_suitable_model", "No model here can serve this request; name one.", param="model"
-            )
+            raise Refusal(404, "no_suitable_model", "No model here can serve this request; name one.", param="model")
         exchange.fallback_allowed = config.routing.fallback != "never"
     else:
         model = named_model(fleet, str(name), endpoint)
@@ -111,11 +109,10 @@ def open_envelope(exchange: Exchange, config: Config, fleet: Fleet, load: Callab
     exchange.max_tokens = 0 if endpoint == "embeddings" else asked or settings.defaults.max_tokens or 256
     _check_context(data, exchange, model, asked, prompt if exact else None)
     if data.get("tools") and data.get("tool_choice") != "none" and "tools" not in settings.capabilities:
-        raise Refusal(
-            400, "tools_not_supported", f"{model.name} cannot call tools; leave them out.", param="tools"
-        )
+        raise Refusal(400, "tools_not_supported", f"{model.name} cannot call tools; leave them out.", param="tools")
     _from_headers(exchange, config)
-    exchange.body = _rewritten(exchange.body, data, model, exchange, asked)
+    exchange.body = _rewritten(data, model, exchange, asked)
+    return model
 
 
 def outbound_body(body: bytes, model: Model) -> bytes:
@@ -241,13 +238,12 @@ def _longest_text(value: Any) -> int:
 
 def _from_headers(exchange: Exchange, config: Config) -> None:
     headers = exchange.headers
-    assert exchange.principal is not None
     wanted = headers.get(b"x-priority")
     if wanted is not None:
         name = wanted.decode("latin-1").lower()
         if name not in PRIORITIES:
             raise Refusal(400, "invalid_value", f"x-priority must be one of {', '.join(PRIORITIES)}.")
-        exchange.priority = min(PRIORITIES.index(name), exchange.principal.priority)  # type: ignore[arg-type]
+        exchange.priority = min(PRIORITIES.index(name), exchange.principal.priority)
     session = headers.get(b"x-session-id")
     if session is not None:
         exchange.session = session[:256].decode("latin-1")
@@ -272,9 +268,8 @@ def _seconds(value: bytes) -> float | None:
     return seconds if 0 < seconds <= _LONGEST else None
 
 
-def _rewritten(
-    body: bytes, data: dict[str, Any], model: Model, exchange: Exchange, asked: int | None
-) -> bytes:
+def _rewritten(data: dict[str, Any], model: Model, exchange: Exchange, asked: int | None) -> bytes:
+    body = exchange.body
     added: dict[str, Any] = {}
     changed: dict[str, Any] = {}
     if data.get("model") != model.served_name:

@@ -10,10 +10,11 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
+from citadel_gateway.identity import NOBODY
+
 if TYPE_CHECKING:
     from citadel_gateway.admission import Permit
     from citadel_gateway.fleet import Model, Replica
-    from citadel_gateway.identity import Principal
     from citadel_gateway.limits import Reservation
 
 Scope = MutableMapping[str, Any]
@@ -70,8 +71,8 @@ class Exchange:
         "session",
         "started",
         "status",
-        "strip_usage",
         "stream",
+        "strip_usage",
         "task",
         "upstream_started",
         "usage_exact",
@@ -90,7 +91,7 @@ class Exchange:
         self.task: asyncio.Task[Any] | None = None
         self.cut: tuple[int, str, str] | None = None  # why the gateway itself ends this exchange
         # identity
-        self.principal: Principal | None = None
+        self.principal = NOBODY
         # envelope
         self.body = b""
         self.read_blocked = 0.0  # since when the client keeps us waiting for its body

@@ -126,9 +126,7 @@ class Replica:
 
 
 class Model:
-    def __init__(
-        self, name: str, settings: ModelSettings, on_change: Callable[[Replica, State], None]
-    ) -> None:
+    def __init__(self, name: str, settings: ModelSettings, on_change: Callable[[Replica, State], None]) -> None:
         self.name = name
         self.changed = on_change
         self.replicas: list[Replica] = []

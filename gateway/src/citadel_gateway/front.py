@@ -76,9 +76,7 @@ class Front:
             exchange.endpoint = "health"
             if path == "/metrics":
                 self._may_read_metrics(exchange)
-                await self._send(
-                    exchange, send, 200, generate_latest(gateway.metrics.registry), CONTENT_TYPE_LATEST
-                )
+                await self._send(exchange, send, 200, generate_latest(gateway.metrics.registry), CONTENT_TYPE_LATEST)
                 return
             report = health_report(gateway, detailed=path == "/health/detailed")
             status = 503 if report["status"] == "unhealthy" else 200
@@ -104,9 +102,7 @@ class Front:
             name = rest[1:]
             model = gateway.fleet.names.get(name)
             if model is None or (allowed and model.name not in allowed):
-                raise Refusal(
-                    404, "model_not_found", f"The model {name[:100]!r} does not exist.", param="model"
-                )
+                raise Refusal(404, "model_not_found", f"The model {name[:100]!r} does not exist.", param="model")
             return orjson.dumps(describe(model))
         shown = [model for model in gateway.fleet.models.values() if not allowed or model.name in allowed]
         return orjson.dumps({"object": "list", "data": [describe(model) for model in shown]})
@@ -118,9 +114,7 @@ class Front:
             return
         exchange.principal = gateway.identity.establish(exchange.headers, exchange.address)
         if exchange.principal.role != "admin":
-            raise Refusal(
-                403, "role_not_allowed", "Metrics are for the role admin here, or on the health port."
-            )
+            raise Refusal(403, "role_not_allowed", "Metrics are for the role admin here, or on the health port.")
 
     async def _preflight(self, exchange: Exchange, send: Send) -> None:
         exchange.status = 204

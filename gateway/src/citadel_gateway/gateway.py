@@ -38,7 +38,7 @@ _EXPOSED = b"x-request-id, x-citadel-model, x-citadel-replica, x-citadel-queue-m
 
 
 class Gateway:
-    def __init__(self, config: Config, path: Path | None = None) -> None:
+    def __init__(self, config: Config, path: Path) -> None:
         self.config = config
         self.path = path
         self.started = time.time()
@@ -81,7 +81,6 @@ class Gateway:
 
     def reload(self, actor: str = "signal") -> str | None:
         """Take over the file as it is now, whole or not at all; returns what is wrong with it."""
-        assert self.path is not None
         try:
             fresh = configuration.load(self.path)
             self.keys.path = Path(fresh.auth.keys_file)
@@ -90,7 +89,7 @@ class Gateway:
         except (configuration.ConfigError, KeyFileError) as error:
             self.metrics.reloads.labels("refused").inc()
             self.audit.event("reload", outcome="refused", actor=actor, error=str(error))
-            logger.error("configuration refused, the old one stays: %s", error)
+            logger.warning("configuration refused, the old one stays: %s", error)
             return str(error)
         if fresh.listen != self.config.listen or fresh.logs != self.config.logs:
             logger.warning("listen and logs are read at the start only; restart the gateway for them")
@@ -125,9 +124,7 @@ class Gateway:
             logger.warning("breaker of %s opened", replica.name)
             self.audit.event("breaker_open", outcome="failed", replica=replica.name, kind=kind)
             # requests that wait for it go on when trial calls are allowed
-            asyncio.get_running_loop().call_later(
-                replica.breaker.settings.recovery + 0.001, self.admission.dispatch
-            )
+            asyncio.get_running_loop().call_later(replica.breaker.settings.recovery + 0.001, self.admission.dispatch)
 
     def report_bug(self, error: Exception) -> None:
         logger.error("a bug in the gateway", exc_info=error)
@@ -166,7 +163,7 @@ class Gateway:
         usable = {f"key:{key.id}" for key in self.keys.all() if key.usable(now)}
         for exchange in list(self.walk.running):
             principal = exchange.principal
-            if principal is not None and not principal.anonymous and principal.id not in usable:
+            if not principal.anonymous and principal.id not in usable:
                 self.walk.cut(exchange, 401, "revoked_api_key", "This API key has been revoked.")
 
     def _dropped(self, name: str) -> Any:
@@ -184,7 +181,7 @@ class Gateway:
                     if self.keys.refresh():
                         self.keys_changed()
                 except KeyFileError as error:
-                    logger.error("keys stay as they were: %s", error)
+                    logger.warning("keys stay as they were: %s", error)
             if turn % 240 == 0:
                 self.limits.sweep()
 

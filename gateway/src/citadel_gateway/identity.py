@@ -12,12 +12,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from citadel_gateway.config import PRIORITIES
+from citadel_gateway.config import PRIORITIES, Tier
 from citadel_gateway.errors import Refusal
 from citadel_gateway.keys import PREFIX, Key, KeyStore
 
 if TYPE_CHECKING:
-    from citadel_gateway.config import Config, Tier
+    from citadel_gateway.config import Config
     from citadel_gateway.exchange import Scope
 
 _PREFIX = PREFIX.encode()
@@ -31,8 +31,11 @@ class Principal:
     tier_name: str
     tier: Tier
     anonymous: bool
-    models: tuple[str, ...]
-    priority: int  # the highest that it may ask for
+    models: tuple[str, ...] = ()  # empty: all of them
+    priority: int = 1  # the highest that it may ask for
+
+
+NOBODY = Principal("nobody", "nobody", "user", "none", Tier(), anonymous=True)
 
 
 class TrustedProxies:
@@ -42,13 +45,13 @@ class TrustedProxies:
     def address(self, scope: Scope) -> str:
         """The client's address: the peer's, or the nearest untrusted one that trusted proxies report."""
         client = scope.get("client")
-        peer: str = client[0] if client else "local"
+        peer = str(client[0]) if client else "local"
         if not self._networks or not self._trusts(peer):
             return peer
         for name, value in scope["headers"]:
             if name == b"x-forwarded-for":
                 for hop in reversed(value.decode("latin-1").split(",")):
-                    text = hop.strip()
+                    text: str = hop.strip()
                     if not self._valid(text):
                         return peer
                     if not self._trusts(text):
@@ -113,7 +116,7 @@ class Identity:
         if principal is None:
             if len(self._anonymous) > 10_000:
                 self._anonymous.clear()
-            principal = self._principal(f"address:{address}", "anonymous", "user", self._open.tier, True, ())
+            principal = self._principal(f"address:{address}", "anonymous", "user", self._open.tier, anonymous=True)
             self._anonymous[address] = principal
         return principal
 
@@ -123,7 +126,7 @@ class Identity:
             key = self.keys.find(credential.decode("latin-1"))
             if key is None:
                 raise Refusal(401, "invalid_api_key", "This API key does not exist.")
-            principal = self._principal(f"key:{key.id}", key.name, key.role, key.tier, False, key.models)
+            principal = self._principal(f"key:{key.id}", key.name, key.role, key.tier, models=key.models)
             known = key, principal
             self._principals[credential] = known
         key, principal = known
@@ -134,7 +137,7 @@ class Identity:
         return principal
 
     def _principal(
-        self, ident: str, name: str, role: str, tier_name: str, anonymous: bool, models: tuple[str, ...]
+        self, ident: str, name: str, role: str, tier_name: str, *, anonymous: bool = False, models: tuple[str, ...] = ()
     ) -> Principal:
         # a tier that a reload removed leaves its keys with the default one
         tier = self._tiers.get(tier_name) or self._tiers["default"]

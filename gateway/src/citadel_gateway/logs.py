@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -74,7 +75,7 @@ class JsonLog:
             self._fd = 1
             return
         try:
-            inode = os.stat(self.path).st_ino
+            inode = Path(self.path).stat().st_ino
         except FileNotFoundError:
             inode = 0
         if self._fd >= 0 and inode == self._inode:

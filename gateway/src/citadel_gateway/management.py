@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
-from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
@@ -16,13 +16,13 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from citadel_gateway import __version__
 from citadel_gateway.errors import Refusal, error_body
 from citadel_gateway.front import describe, health_report, replica_report
+from citadel_gateway.gateway import Gateway
 from citadel_gateway.keys import KeyFileError, Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from citadel_gateway.fleet import Replica
-    from citadel_gateway.gateway import Gateway
 
 _LONGEST_WAIT = 600.0
 
@@ -39,27 +39,38 @@ class Rotation(BaseModel):
     overlap_seconds: float = Field(default=0.0, ge=0, description="how long the old secret still works")
 
 
-async def administrator(request: Request) -> str:
-    """Who asks, if it is one who may."""
+def _served(request: Request) -> Gateway:
     gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+def _administrator(gateway: Gateway, headers: dict[bytes, bytes], address: str) -> str:
+    principal = gateway.identity.establish(headers, address)
+    if principal.anonymous:
+        raise Refusal(401, "missing_api_key", "Management needs an API key with the role admin.")
+    if principal.role != "admin":
+        raise Refusal(403, "role_not_allowed", "Management needs the role admin.")
+    return principal.id
+
+
+async def actor(request: Request) -> str:
+    """Who asks, if it is one who may."""
+    gateway = _served(request)
     if request.scope.get("citadel.trusted"):
         return "unix-socket"
     address = gateway.proxies.address(request.scope)
     try:
-        principal = gateway.identity.establish(dict(request.scope["headers"]), address)
-        if principal.role != "admin":
-            if principal.anonymous:
-                raise Refusal(401, "missing_api_key", "Management needs an API key with the role admin.")
-            raise Refusal(403, "role_not_allowed", "Management needs the role admin.")
+        return _administrator(gateway, dict(request.scope["headers"]), address)
     except Refusal as refusal:
         gateway.audit.event(
             "authentication", outcome="refused", address=address, path=request.url.path, code=refusal.code
         )
         raise
-    return principal.id
 
 
-Actor = Annotated[str, Depends(administrator)]
+Actor = Annotated[str, Depends(actor)]
+Served = Annotated[Gateway, Depends(_served)]
+router = APIRouter()
 
 
 def management(gateway: Gateway) -> FastAPI:
@@ -68,188 +79,204 @@ def management(gateway: Gateway) -> FastAPI:
         version=__version__,
         description="For the role admin. On the unix socket of the host no key is needed.",
         redoc_url=None,
+        exception_handlers={
+            Refusal: _refused,
+            StarletteHTTPException: _http_error,
+            RequestValidationError: _invalid,
+            KeyFileError: _key_error,
+        },
     )
     app.state.gateway = gateway
-
-    def replicas_of(name: str) -> list[Replica]:
-        """A replica by its name, or all of a model by its."""
-        model = gateway.fleet.models.get(name)
-        found = [replica for replica in gateway.fleet.replicas() if replica.name == name]
-        if found:
-            return found
-        if model is not None:
-            return list(model.replicas)
-        raise Refusal(404, "not_found", f"There is no replica or model {name!r}.")
-
-    @app.exception_handler(Refusal)
-    async def refused(_: Request, refusal: Refusal) -> Response:
-        headers = {name.decode(): value.decode() for name, value in refusal.headers()}
-        return Response(refusal.body(), refusal.status, headers, "application/json")
-
-    @app.exception_handler(StarletteHTTPException)
-    async def http_error(_: Request, error: HTTPException) -> Response:
-        code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "error")
-        body = error_body(error.status_code, code, str(error.detail))
-        return Response(body, error.status_code, media_type="application/json")
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        return Response(
-            error_body(422, "invalid_value", f"{where}: {first['msg']}", where),
-            422,
-            media_type="application/json",
-        )
-
-    @app.exception_handler(KeyFileError)
-    async def key_error(_: Request, error: KeyFileError) -> Response:
-        status = 404 if "does not exist" in str(error) else 503
-        return Response(error_body(status, "keys", str(error)), status, media_type="application/json")
-
-    @app.get("/management/models", tags=["models"])
-    async def models(_: Actor) -> dict[str, Any]:
-        """Every model: what it can do, what it is doing, its replicas."""
-        return {"models": [_model(gateway, name) for name in gateway.fleet.models]}
-
-    @app.get("/management/models/{name}", tags=["models"])
-    async def model(name: str, _: Actor) -> dict[str, Any]:
-        if name not in gateway.fleet.models:
-            raise Refusal(404, "model_not_found", f"There is no model {name!r}.")
-        return _model(gateway, name)
-
-    @app.get("/management/replicas", tags=["replicas"])
-    async def replicas(_: Actor) -> dict[str, Any]:
-        return {"replicas": [_replica(replica) for replica in gateway.fleet.replicas()]}
-
-    @app.post("/management/replicas/{name}/drain", tags=["replicas"])
-    async def drain(
-        name: str,
-        actor: Actor,
-        wait: Annotated[
-            float, Query(ge=0, le=_LONGEST_WAIT, description="seconds to wait for it to be idle")
-        ] = 0.0,
-    ) -> dict[str, Any]:
-        """Give a replica (or all of a model) no new requests; those that come wait, or go to another replica."""
-        chosen = replicas_of(name)
-        for replica in chosen:
-            replica.drain()
-        gateway.audit.event("drain", actor=actor, target=name)
-        idle = await _idle(chosen, wait)
-        return {"idle": idle, "replicas": [_replica(replica) for replica in chosen]}
-
-    @app.post("/management/replicas/{name}/undrain", tags=["replicas"])
-    async def undrain(name: str, actor: Actor) -> dict[str, Any]:
-        chosen = replicas_of(name)
-        for replica in chosen:
-            replica.undrain()
-            replica.poke.set()
-        gateway.audit.event("undrain", actor=actor, target=name)
-        return {"replicas": [_replica(replica) for replica in chosen]}
-
-    @app.get("/management/stats", tags=["stats"])
-    async def stats(_: Actor) -> dict[str, Any]:
-        """Figures of this moment; the history is Prometheus's."""
-        admission = gateway.admission
-        return {
-            "version": __version__,
-            "uptime_seconds": round(time.time() - gateway.started, 1),
-            "running": len(gateway.walk.running),
-            "in_flight": admission.in_flight,
-            "waiting": admission.waiting,
-            "budget": {
-                "total": admission.settings.budget,
-                "used": sum(lane.cost for lane in admission.lanes.values()),
-            },
-            "connections": len(gateway.connections),
-            "metered": len(gateway.limits),
-            "reserved_requests": gateway.limits.active(),
-            "health": health_report(gateway, detailed=True),
-        }
-
-    @app.get("/management/requests", tags=["stats"])
-    async def requests(_: Actor) -> dict[str, Any]:
-        """What is running now; no prompts."""
-        now = time.monotonic()
-        return {
-            "requests": [
-                {
-                    "request_id": exchange.id,
-                    "principal": exchange.principal.id if exchange.principal else None,
-                    "model": exchange.model.name if exchange.model else None,
-                    "replica": exchange.replica.name if exchange.replica else None,
-                    "stream": exchange.stream,
-                    "seconds": round(now - exchange.started, 3),
-                }
-                for exchange in gateway.walk.running
-            ]
-        }
-
-    @app.get("/management/keys", tags=["keys"])
-    async def keys(_: Actor) -> dict[str, Any]:
-        return {"keys": [key.public() for key in gateway.keys.all()]}
-
-    @app.post("/management/keys", tags=["keys"], status_code=201)
-    async def create_key(wanted: NewKey, actor: Actor) -> dict[str, Any]:
-        """The secret is in this answer and nowhere else."""
-        if wanted.tier not in gateway.config.limits.tiers:
-            known = ", ".join(gateway.config.limits.tiers)
-            raise Refusal(
-                422, "unknown_tier", f"There is no tier {wanted.tier!r}; there are {known}.", param="tier"
-            )
-        expires = time.time() + wanted.days * 86400 if wanted.days is not None else None
-        key, secret = await asyncio.to_thread(
-            gateway.keys.create,
-            wanted.name,
-            role=wanted.role,
-            tier=wanted.tier,
-            expires=expires,
-            models=tuple(wanted.models),
-        )
-        gateway.keys_changed()
-        gateway.audit.event(
-            "key_create", actor=actor, key=key.id, name=key.name, role=key.role, tier=key.tier
-        )
-        return {**key.public(), "secret": secret}
-
-    @app.post("/management/keys/{key_id}/revoke", tags=["keys"])
-    async def revoke_key(key_id: str, actor: Actor) -> dict[str, Any]:
-        """At once; what runs with it is ended."""
-        key = await asyncio.to_thread(gateway.keys.revoke, key_id)
-        gateway.keys_changed()
-        gateway.audit.event("key_revoke", actor=actor, key=key_id)
-        return key.public()
-
-    @app.post("/management/keys/{key_id}/rotate", tags=["keys"])
-    async def rotate_key(key_id: str, actor: Actor, rotation: Rotation | None = None) -> dict[str, Any]:
-        overlap = rotation.overlap_seconds if rotation is not None else 0.0
-        key, secret = await asyncio.to_thread(gateway.keys.rotate, key_id, overlap)
-        gateway.keys_changed()
-        gateway.audit.event("key_rotate", actor=actor, key=key_id, successor=key.id)
-        return {**key.public(), "secret": secret}
-
-    @app.post("/management/reload", tags=["configuration"])
-    async def reload(actor: Actor) -> dict[str, Any]:
-        """As SIGHUP does; a file that is wrong changes nothing."""
-        error = gateway.reload(actor)
-        if error is not None:
-            raise Refusal(422, "invalid_configuration", error)
-        return {"reloaded": True}
-
-    @app.get("/health", tags=["health"])
-    async def health() -> Response:
-        report = health_report(gateway, detailed=False)
-        return Response(
-            orjson.dumps(report),
-            503 if report["status"] == "unhealthy" else 200,
-            media_type="application/json",
-        )
-
-    @app.get("/metrics", tags=["health"])
-    async def metrics(_: Actor) -> Response:
-        return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
+    app.include_router(router)
     return app
+
+
+@router.get("/management/models", tags=["models"])
+async def models(gateway: Served, _: Actor) -> dict[str, Any]:
+    """Every model: what it can do, what it is doing, its replicas."""
+    return {"models": [_model(gateway, name) for name in gateway.fleet.models]}
+
+
+@router.get("/management/models/{name}", tags=["models"])
+async def model(name: str, gateway: Served, _: Actor) -> dict[str, Any]:
+    if name not in gateway.fleet.models:
+        raise Refusal(404, "model_not_found", f"There is no model {name!r}.")
+    return _model(gateway, name)
+
+
+@router.get("/management/replicas", tags=["replicas"])
+async def replicas(gateway: Served, _: Actor) -> dict[str, Any]:
+    return {"replicas": [_replica(replica) for replica in gateway.fleet.replicas()]}
+
+
+@router.post("/management/replicas/{name}/drain", tags=["replicas"])
+async def drain(
+    name: str,
+    gateway: Served,
+    actor: Actor,
+    wait: Annotated[float, Query(ge=0, le=_LONGEST_WAIT, description="seconds to wait for it to be idle")] = 0.0,
+) -> dict[str, Any]:
+    """Give a replica (or all of a model) no new requests; those that come wait, or go to another replica."""
+    chosen = _replicas_of(gateway, name)
+    for replica in chosen:
+        replica.drain()
+    gateway.audit.event("drain", actor=actor, target=name)
+    idle = await _idle(chosen, wait)
+    return {"idle": idle, "replicas": [_replica(replica) for replica in chosen]}
+
+
+@router.post("/management/replicas/{name}/undrain", tags=["replicas"])
+async def undrain(name: str, gateway: Served, actor: Actor) -> dict[str, Any]:
+    chosen = _replicas_of(gateway, name)
+    for replica in chosen:
+        replica.undrain()
+        replica.poke.set()
+    gateway.audit.event("undrain", actor=actor, target=name)
+    return {"replicas": [_replica(replica) for replica in chosen]}
+
+
+@router.get("/management/stats", tags=["stats"])
+async def stats(gateway: Served, _: Actor) -> dict[str, Any]:
+    """Figures of this moment; the history is Prometheus's."""
+    admission = gateway.admission
+    return {
+        "version": __version__,
+        "uptime_seconds": round(time.time() - gateway.started, 1),
+        "running": len(gateway.walk.running),
+        "in_flight": admission.in_flight,
+        "waiting": admission.waiting,
+        "budget": {
+            "total": admission.settings.budget,
+            "used": sum(lane.cost for lane in admission.lanes.values()),
+        },
+        "connections": len(gateway.connections),
+        "metered": len(gateway.limits),
+        "reserved_requests": gateway.limits.active(),
+        "health": health_report(gateway, detailed=True),
+    }
+
+
+@router.get("/management/requests", tags=["stats"])
+async def requests(gateway: Served, _: Actor) -> dict[str, Any]:
+    """What is running now; no prompts."""
+    now = time.monotonic()
+    return {
+        "requests": [
+            {
+                "request_id": exchange.id,
+                "principal": exchange.principal.id,
+                "model": exchange.model.name if exchange.model else None,
+                "replica": exchange.replica.name if exchange.replica else None,
+                "stream": exchange.stream,
+                "seconds": round(now - exchange.started, 3),
+            }
+            for exchange in gateway.walk.running
+        ]
+    }
+
+
+@router.get("/management/keys", tags=["keys"])
+async def keys(gateway: Served, _: Actor) -> dict[str, Any]:
+    return {"keys": [key.public() for key in gateway.keys.all()]}
+
+
+@router.post("/management/keys", tags=["keys"], status_code=201)
+async def create_key(wanted: NewKey, gateway: Served, actor: Actor) -> dict[str, Any]:
+    """The secret is in this answer and nowhere else."""
+    if wanted.tier not in gateway.config.limits.tiers:
+        known = ", ".join(gateway.config.limits.tiers)
+        raise Refusal(422, "unknown_tier", f"There is no tier {wanted.tier!r}; there are {known}.", param="tier")
+    expires = time.time() + wanted.days * 86400 if wanted.days is not None else None
+    key, secret = await asyncio.to_thread(
+        gateway.keys.create,
+        wanted.name,
+        role=wanted.role,
+        tier=wanted.tier,
+        expires=expires,
+        models=tuple(wanted.models),
+    )
+    gateway.keys_changed()
+    gateway.audit.event("key_create", actor=actor, key=key.id, name=key.name, role=key.role, tier=key.tier)
+    return {**key.public(), "secret": secret}
+
+
+@router.post("/management/keys/{key_id}/revoke", tags=["keys"])
+async def revoke_key(key_id: str, gateway: Served, actor: Actor) -> dict[str, Any]:
+    """At once; what runs with it is ended."""
+    key = await asyncio.to_thread(gateway.keys.revoke, key_id)
+    gateway.keys_changed()
+    gateway.audit.event("key_revoke", actor=actor, key=key_id)
+    return key.public()
+
+
+@router.post("/management/keys/{key_id}/rotate", tags=["keys"])
+async def rotate_key(key_id: str, gateway: Served, actor: Actor, rotation: Rotation | None = None) -> dict[str, Any]:
+    overlap = rotation.overlap_seconds if rotation is not None else 0.0
+    key, secret = await asyncio.to_thread(gateway.keys.rotate, key_id, overlap)
+    gateway.keys_changed()
+    gateway.audit.event("key_rotate", actor=actor, key=key_id, successor=key.id)
+    return {**key.public(), "secret": secret}
+
+
+@router.post("/management/reload", tags=["configuration"])
+async def reload(gateway: Served, actor: Actor) -> dict[str, Any]:
+    """As SIGHUP does; a file that is wrong changes nothing."""
+    error = gateway.reload(actor)
+    if error is not None:
+        raise Refusal(422, "invalid_configuration", error)
+    return {"reloaded": True}
+
+
+@router.get("/health", tags=["health"])
+async def health(gateway: Served) -> Response:
+    report = health_report(gateway, detailed=False)
+    return Response(
+        orjson.dumps(report),
+        503 if report["status"] == "unhealthy" else 200,
+        media_type="application/json",
+    )
+
+
+@router.get("/metrics", tags=["health"])
+async def metrics(gateway: Served, _: Actor) -> Response:
+    return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _refused(_: Request, refusal: Refusal) -> Response:
+    headers = {name.decode(): value.decode() for name, value in refusal.headers()}
+    return Response(refusal.body(), refusal.status, headers, "application/json")
+
+
+async def _http_error(_: Request, error: HTTPException) -> Response:
+    code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "error")
+    body = error_body(error.status_code, code, str(error.detail))
+    return Response(body, error.status_code, media_type="application/json")
+
+
+async def _invalid(_: Request, error: RequestValidationError) -> Response:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:])
+    return Response(
+        error_body(422, "invalid_value", f"{where}: {first['msg']}", where),
+        422,
+        media_type="application/json",
+    )
+
+
+async def _key_error(_: Request, error: KeyFileError) -> Response:
+    status = 404 if "does not exist" in str(error) else 503
+    return Response(error_body(status, "keys", str(error)), status, media_type="application/json")
+
+
+def _replicas_of(gateway: Gateway, name: str) -> list[Replica]:
+    """A replica by its name, or all of a model by its."""
+    model = gateway.fleet.models.get(name)
+    found = [replica for replica in gateway.fleet.replicas() if replica.name == name]
+    if found:
+        return found
+    if model is not None:
+        return list(model.replicas)
+    raise Refusal(404, "not_found", f"There is no replica or model {name!r}.")
 
 
 def _model(gateway: Gateway, name: str) -> dict[str, Any]:

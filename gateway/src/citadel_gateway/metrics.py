@@ -73,9 +73,7 @@ class Metrics:
         self.fallbacks = Counter(
             "llm_fallbacks_total", "Requests answered by another model", ["model", "by"], registry=registry
         )
-        self.cache_hits = Counter(
-            "llm_cache_hits_total", "Answers from the cache", ["model"], registry=registry
-        )
+        self.cache_hits = Counter("llm_cache_hits_total", "Answers from the cache", ["model"], registry=registry)
         self.dropped_logs = Counter(
             "llm_log_lines_dropped_total", "Log lines that could not be written", ["log"], registry=registry
         )
@@ -103,9 +101,7 @@ class Metrics:
         counter.inc()
         self._durations[model, endpoint].observe(seconds)
 
-    def count_work(
-        self, model: str, queued: float, first: float | None, prompt: int, answer: int, cached: int
-    ) -> None:
+    def count_work(self, model: str, queued: float, first: float | None, tokens: tuple[int, int, int]) -> None:
         found = self._tokens.get(model)
         if found is None:
             found = self._tokens[model] = (
@@ -118,12 +114,9 @@ class Metrics:
         queue_time.observe(queued)
         if first is not None:
             first_token.observe(first)
-        if prompt:
-            found[0].inc(prompt)
-        if answer:
-            found[1].inc(answer)
-        if cached:
-            found[2].inc(cached)
+        for counter, count in zip(found, tokens, strict=True):
+            if count:
+                counter.inc(count)
 
     def prepare(self, config: Config) -> None:
         """Series that exist before the first event, so that a rate over them is true from the start."""
@@ -152,15 +145,9 @@ class Now(Collector):
         depth = GaugeMetricFamily("llm_queue_depth", "Requests waiting", labels=["model"])
         health = GaugeMetricFamily("llm_model_health", "1 if some replica is ready", labels=["model"])
         capacity = GaugeMetricFamily("llm_model_capacity", "Requests that may be in flight", labels=["model"])
-        memory = GaugeMetricFamily(
-            "llm_model_memory_usage_bytes", "Memory of the model's servers", labels=["model"]
-        )
-        state = GaugeMetricFamily(
-            "llm_replica_state", "1 for the state it is in", labels=["model", "replica", "state"]
-        )
-        breaker = GaugeMetricFamily(
-            "llm_breaker_state", "0 closed, 1 half open, 2 open", labels=["model", "replica"]
-        )
+        memory = GaugeMetricFamily("llm_model_memory_usage_bytes", "Memory of the model's servers", labels=["model"])
+        state = GaugeMetricFamily("llm_replica_state", "1 for the state it is in", labels=["model", "replica", "state"])
+        breaker = GaugeMetricFamily("llm_breaker_state", "0 closed, 1 half open, 2 open", labels=["model", "replica"])
         for lane in self._admission.lanes.values():
             model = lane.model
             active.add_metric([model.name], lane.in_flight)

@@ -134,9 +134,7 @@ class Prober:
         replica.running = sums.get("vllm:num_requests_running", 0.0)
         replica.waiting = sums.get("vllm:num_requests_waiting", 0.0)
         replica.cache_used = sums.get("vllm:kv_cache_usage_perc", 0.0)
-        progress = sums.get("vllm:iteration_tokens_total_count", 0.0) + sums.get(
-            "vllm:generation_tokens_total", 0.0
-        )
+        progress = sums.get("vllm:iteration_tokens_total_count", 0.0) + sums.get("vllm:generation_tokens_total", 0.0)
         if progress != replica.progress or not replica.running:
             replica.progress = progress
             replica.progress_at = time.monotonic()

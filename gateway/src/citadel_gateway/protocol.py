@@ -41,9 +41,7 @@ def protocol_class(settings: Callable[[], Server], open_connections: set[Any]) -
             self.timeout_keep_alive = int(self._settings.keep_alive)
             open_connections.add(self)
             if len(open_connections) > self._settings.connections:
-                self._reply(
-                    503, "too_many_connections", "The gateway has as many connections as it may have."
-                )
+                self._reply(503, "too_many_connections", "The gateway has as many connections as it may have.")
                 return
             _keep_alive(transport.get_extra_info("socket"))
             self._await_head()
@@ -141,9 +139,7 @@ def protocol_class(settings: Callable[[], Server], open_connections: set[Any]) -
             body = error_body(status, code, message)
             self.transport.write(
                 b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
-                b"connection: close\r\n\r\n"
-                % (status, _REASONS.get(status, b"Service Unavailable"), len(body))
-                + body
+                b"connection: close\r\n\r\n" % (status, _REASONS.get(status, b"Service Unavailable"), len(body)) + body
             )
             self.transport.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from citadel_gateway.identity import NOBODY
 from citadel_gateway.logs import AuditLog, JsonLog, timestamp
 from citadel_gateway.metrics import UNKNOWN_MODEL, Metrics
 
@@ -34,9 +35,7 @@ class Recorder:
                 model,
                 exchange.queued,
                 first if exchange.status == 200 else None,
-                exchange.prompt_tokens,
-                exchange.completion_tokens,
-                exchange.cached_tokens,
+                (exchange.prompt_tokens, exchange.completion_tokens, exchange.cached_tokens),
             )
         principal = exchange.principal
         line: dict[str, Any] = {
@@ -44,8 +43,8 @@ class Recorder:
             "log": "access",
             "request_id": exchange.id,
             "address": exchange.address,
-            "principal": principal.id if principal is not None else None,
-            "tier": principal.tier_name if principal is not None else None,
+            "principal": principal.id if principal is not NOBODY else None,
+            "tier": principal.tier_name,
             "method": exchange.method,
             "path": exchange.path,
             "model": model,
@@ -74,7 +73,7 @@ class Recorder:
         self.audit.event(
             event,
             outcome="refused" if status in _AUDITED else "failed",
-            actor=exchange.principal.id if exchange.principal is not None else None,
+            actor=exchange.principal.id,
             address=exchange.address,
             request_id=exchange.id,
             model=exchange.model.name if exchange.model is not None else None,

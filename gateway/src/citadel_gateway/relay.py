@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
@@ -21,7 +21,7 @@ from citadel_gateway.upstream import Connection, UpstreamError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from citadel_gateway.config import Config
+    from citadel_gateway.config import Server
     from citadel_gateway.exchange import Exchange, Headers, Send
     from citadel_gateway.fleet import Replica
 
@@ -65,60 +65,30 @@ def request_head(exchange: Exchange, replica: Replica) -> bytes:
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
-async def call(
-    exchange: Exchange, replica: Replica, config: Config, send: Send, common: Callable[[Exchange], Headers]
-) -> None:
+class Client(NamedTuple):
+    """The other side: how to write to it, what every answer to it carries, and what it may get."""
+
+    send: Send
+    headers: Callable[[Exchange], Headers]
+    server: Server
+
+
+async def call(exchange: Exchange, replica: Replica, client: Client) -> None:
     """Ask the replica and answer the client."""
     now = time.monotonic()
     exchange.upstream_started = now
-    most = min(replica.model.settings.timeout, exchange.started + config.server.client_timeout - now)
+    most = min(replica.model.settings.timeout, exchange.started + client.server.client_timeout - now)
     if exchange.client_deadline is not None and not exchange.stream:
         most = min(most, exchange.client_deadline - now)
     connection: Connection | None = None
-    loop = asyncio.get_running_loop()
     try:
-        connection = await _ask(exchange, replica, max(most, 0.001))
-        # from here on the timer ends the connection, and the reader learns why
-        timer = loop.call_at(
-            loop.time() + max(now + most - time.monotonic(), 0.001), _expire, connection, most
-        )
-        try:
-            await _answer(exchange, replica, config, connection, send, common)
-        finally:
-            timer.cancel()
+        connection = await replica.pool.request(request_head(exchange, replica) + exchange.body, most)
+        await _answer(exchange, replica, connection, client)
     except UpstreamError as error:
-        if exchange.status:  # headers are out: `_stream` handles its own, so this is the gateway's own fault
-            raise
         raise _failed(error, replica, most) from None
     finally:
         if connection is not None:
             connection.finish()
-
-
-async def _ask(exchange: Exchange, replica: Replica, most: float) -> Connection:
-    data = request_head(exchange, replica) + exchange.body
-    task = asyncio.current_task()
-    assert task is not None
-    expired = False
-
-    def expire() -> None:
-        nonlocal expired
-        expired = True
-        task.cancel()
-
-    timer = asyncio.get_running_loop().call_later(most, expire)
-    try:
-        return await replica.pool.request(data)
-    except asyncio.CancelledError:
-        if expired and exchange.cut is None and task.uncancel() == 0:
-            raise UpstreamError("timeout", f"no answer within {most:g} s") from None
-        raise
-    finally:
-        timer.cancel()
-
-
-def _expire(connection: Connection, most: float) -> None:
-    connection.fail(UpstreamError("timeout", f"not finished within {most:g} s"))
 
 
 def _failed(error: UpstreamError, replica: Replica, most: float) -> CallFailed:
@@ -126,9 +96,7 @@ def _failed(error: UpstreamError, replica: Replica, most: float) -> CallFailed:
     match error.kind:
         case "refused":
             replica.refused()
-            refusal = Refusal(
-                503, "model_not_ready", f"{model.name} is not ready.", retry_after=model.back_in()
-            )
+            refusal = Refusal(503, "model_not_ready", f"{model.name} is not ready.", retry_after=model.back_in())
             return CallFailed("refused", refusal, again=True, blame=False, counts=False)
         case "timeout":
             refusal = Refusal(
@@ -136,9 +104,7 @@ def _failed(error: UpstreamError, replica: Replica, most: float) -> CallFailed:
             )
             return CallFailed("timeout", refusal, again=False, blame=True)
         case "local":
-            refusal = Refusal(
-                503, "gateway_overloaded", f"The gateway has run out of {error.detail}.", retry_after=1.0
-            )
+            refusal = Refusal(503, "gateway_overloaded", f"The gateway has run out of {error.detail}.", retry_after=1.0)
             return CallFailed("local", refusal, again=False, blame=False)
         case "too_large":
             refusal = Refusal(503, "answer_too_large", f"{model.name}: {error.detail}.")
@@ -153,20 +119,14 @@ def _failed(error: UpstreamError, replica: Replica, most: float) -> CallFailed:
             return CallFailed(kind, refusal, again=True, blame=True)
 
 
-async def _answer(
-    exchange: Exchange,
-    replica: Replica,
-    config: Config,
-    connection: Connection,
-    send: Send,
-    common: Callable[[Exchange], Headers],
-) -> None:
+async def _answer(exchange: Exchange, replica: Replica, connection: Connection, client: Client) -> None:
     status = connection.status
+    send = client.send
     kind = next((value for name, value in connection.headers if name == b"content-type"), b"application/json")
     if status == 200 and exchange.stream and kind.startswith(b"text/event-stream"):
-        await _stream(exchange, connection, send, common)
+        await _stream(exchange, connection, client)
         return
-    body = await connection.read_all(config.server.max_response_bytes)
+    body = await connection.read_all(client.server.max_response_bytes)
     exchange.first_byte = time.monotonic()
     if status >= 400:
         body = _translate(status, body, replica)
@@ -177,11 +137,9 @@ async def _answer(
             exchange.prompt_tokens, exchange.completion_tokens = usage.prompt, usage.completion
             exchange.cached_tokens = usage.cached
             exchange.usage_exact = True
-    headers = common(exchange)
+    headers = client.headers(exchange)
     headers += limit_headers(exchange)
-    if len(body) >= config.server.gzip_from_bytes and b"gzip" in exchange.headers.get(
-        b"accept-encoding", b""
-    ):
+    if len(body) >= client.server.gzip_from_bytes and b"gzip" in exchange.headers.get(b"accept-encoding", b""):
         body = await _gzip(body)
         headers.append((b"content-encoding", b"gzip"))
         headers.append((b"vary", b"accept-encoding"))
@@ -198,10 +156,9 @@ async def _answer(
     exchange.write_blocked = 0.0
 
 
-async def _stream(
-    exchange: Exchange, connection: Connection, send: Send, common: Callable[[Exchange], Headers]
-) -> None:
+async def _stream(exchange: Exchange, connection: Connection, client: Client) -> None:
     events = EventStream(exchange.strip_usage)
+    send = client.send
     data = b""
     # nothing is promised to the client until the first event is here
     while not data:
@@ -210,7 +167,7 @@ async def _stream(
             raise UpstreamError("reset", "the stream ended before its first event")
         data = events.feed(part)
     exchange.first_byte = time.monotonic()
-    headers = common(exchange)
+    headers = client.headers(exchange)
     headers += limit_headers(exchange)
     headers.append((b"content-type", b"text/event-stream; charset=utf-8"))
     headers.append((b"cache-control", b"no-cache"))
@@ -228,8 +185,7 @@ async def _stream(
             if not part:
                 break
             data = events.feed(part)
-        if not events.done and not events.failed:
-            raise UpstreamError("reset", "the stream ended without [DONE]")
+        _check_end(events)
         if events.failed:
             exchange.error_code = "upstream_error_event"
             exchange.outcome = 503
@@ -239,6 +195,11 @@ async def _stream(
         raise BrokenStream(error.kind) from None
     finally:
         _take_usage(exchange, events)
+
+
+def _check_end(events: EventStream) -> None:
+    if not events.done and not events.failed:
+        raise UpstreamError("reset", "the stream ended without [DONE]")
 
 
 class BrokenStream(Exception):

@@ -9,11 +9,11 @@ from citadel_gateway.limits import Exceeded, Limits
 
 if TYPE_CHECKING:
     from citadel_gateway.exchange import Exchange
+    from citadel_gateway.fleet import Model
 
 
-def reserve(exchange: Exchange, limits: Limits) -> None:
-    principal, model = exchange.principal, exchange.model
-    assert principal is not None and model is not None
+def reserve(exchange: Exchange, model: Model, limits: Limits) -> None:
+    principal = exchange.principal
     meters = []
     if principal.anonymous:
         address = exchange.address

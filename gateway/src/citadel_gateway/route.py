@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from citadel_gateway.errors import Refusal
 
@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from citadel_gateway.config import Endpoint, Policy
-    from citadel_gateway.exchange import Exchange
     from citadel_gateway.fleet import Fleet, Model, Replica
 
 _LONG_PROMPT = 1500  # tokens
@@ -38,8 +37,18 @@ def named_model(fleet: Fleet, name: str, endpoint: Endpoint) -> Model:
     return model
 
 
-def wishes(body: dict[str, Any], endpoint: Endpoint, prompt: int, answer: int) -> dict[str, float]:
+class Wish(NamedTuple):
+    """What is known of a request that names no model."""
+
+    body: dict[str, Any]
+    endpoint: Endpoint
+    prompt: int
+    answer: int
+
+
+def _words(wish: Wish) -> dict[str, float]:
     """What the request's features ask of a model, by the words that models are specialised in."""
+    body, endpoint, prompt, answer = wish
     wanted: dict[str, float] = {}
     if body.get("tools"):
         wanted["tools"] = 4.0
@@ -61,23 +70,17 @@ def wishes(body: dict[str, Any], endpoint: Endpoint, prompt: int, answer: int) -
 
 
 def choose_model(
-    candidates: Iterable[Model],
-    body: dict[str, Any],
-    endpoint: Endpoint,
-    prompt: int,
-    answer: int,
-    default: str | None,
-    load: Callable[[Model], float],
+    candidates: Iterable[Model], wish: Wish, default: str | None, load: Callable[[Model], float]
 ) -> Model | None:
     """The best fit among those that can serve it at all; ties go to the less loaded one."""
-    wanted = wishes(body, endpoint, prompt, answer)
+    wanted = _words(wish)
     best: Model | None = None
     best_score = 0.0
     for model in candidates:
         settings = model.settings
-        if endpoint not in settings.endpoints or prompt + answer > settings.context:
+        if wish.endpoint not in settings.endpoints or wish.prompt + wish.answer > settings.context:
             continue
-        if body.get("tools") and "tools" not in settings.capabilities:
+        if wish.body.get("tools") and "tools" not in settings.capabilities:
             continue
         score = sum(wanted.get(word, 0.0) for word in settings.specialisation)
         score += 0.25 if model.name == default else 0.0
@@ -92,9 +95,7 @@ def choose_model(
 def choose_replica(model: Model, policy: Policy, session: str | None, tried: set[Replica]) -> Replica | None:
     """A replica that may take one more request; those that were tried already only if there is no other."""
     usable = [
-        replica
-        for replica in model.replicas
-        if replica.usable and replica.in_flight < model.settings.concurrency
+        replica for replica in model.replicas if replica.usable and replica.in_flight < model.settings.concurrency
     ]
     if tried:
         usable = [replica for replica in usable if replica not in tried] or usable
@@ -118,8 +119,7 @@ def choose_replica(model: Model, policy: Policy, session: str | None, tried: set
             return min(
                 usable,
                 key=lambda replica: (
-                    (replica.waiting + replica.in_flight + 10.0 * replica.cache_used)
-                    / replica.settings.weight
+                    (replica.waiting + replica.in_flight + 10.0 * replica.cache_used) / replica.settings.weight
                 ),
             )
 
@@ -139,9 +139,6 @@ def _affinity(session: str, replica: Replica) -> float:
     return int.from_bytes(digest, "big") * replica.settings.weight
 
 
-def fallbacks(exchange: Exchange, fleet: Fleet) -> list[Model]:
-    assert exchange.model is not None
-    if not exchange.fallback_allowed:
-        return []
-    names = exchange.model.settings.fallback
+def fallbacks(model: Model, fleet: Fleet) -> list[Model]:
+    names = model.settings.fallback
     return [fleet.models[name] for name in names if fleet.models[name].capacity()]

@@ -50,7 +50,7 @@ class Process:
         self._bind = bind
         self._listeners: list[_Listener] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self.sockets: dict[str, socket.socket] = {}
+        self.ports: dict[str, int | str] = {}
 
     async def run(self) -> None:
         """From the first socket to the last answer."""
@@ -70,11 +70,11 @@ class Process:
 
     async def start(self) -> None:
         gateway = self.gateway
-        self.sockets = open_all(gateway.config.listen, self._bind, os.environ)
+        sockets = open_all(gateway.config.listen, self._bind, os.environ)
         gateway.start()
         # the clients' side first: the documents and the management side take longer to load
         late = _Late()
-        for name, sock in self.sockets.items():
+        for name, sock in sockets.items():
             app: Any
             if name == "api":
                 app = Front(gateway, late.documents)
@@ -83,7 +83,9 @@ class Process:
             else:
                 app = late.management(trusted=name == "management_socket")
             self._tasks.append(asyncio.create_task(self._serve(app, sock), name=f"listen {name}"))
-            logger.info("%s on %s", name, sock.getsockname())
+            where = sock.getsockname()
+            self.ports[name] = where if isinstance(where, str) else where[1]
+            logger.info("%s on %s", name, where)
         await asyncio.sleep(0)
         late.load(gateway)
 
@@ -110,10 +112,7 @@ class Process:
     def _reload(self) -> None:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         error = self.gateway.reload()
-        notify(
-            "READY=1\nSTATUS="
-            + ("serving" if error is None else "serving; the new configuration was refused")
-        )
+        notify("READY=1\nSTATUS=" + ("serving" if error is None else "serving; the new configuration was refused"))
 
     async def stop(self) -> None:
         """No new connections; what runs has its time, then it is ended with a reason."""
@@ -124,9 +123,7 @@ class Process:
         _, pending = await asyncio.wait(self._tasks, timeout=gateway.config.server.drain)
         if pending:
             for exchange in list(gateway.walk.running):
-                gateway.walk.cut(
-                    exchange, 503, "gateway_stopping", "The gateway stops; send the request again."
-                )
+                gateway.walk.cut(exchange, 503, "gateway_stopping", "The gateway stops; send the request again.")
             _, pending = await asyncio.wait(pending, timeout=2.0)
         for listener in self._listeners:
             listener.force_exit = True

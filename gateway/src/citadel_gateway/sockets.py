@@ -59,9 +59,7 @@ def parse_bind(values: list[str]) -> dict[str, str]:
     return bind
 
 
-def open_all(
-    listen: Listen, bind: dict[str, str], environment: MutableMapping[str, str]
-) -> dict[str, socket.socket]:
+def open_all(listen: Listen, bind: dict[str, str], environment: MutableMapping[str, str]) -> dict[str, socket.socket]:
     if bind:
         wanted: Mapping[str, str | None] = bind
         opened: dict[str, socket.socket] = {}
@@ -76,9 +74,7 @@ def open_all(
             continue
         opened[name] = _unix(where) if name == "management_socket" else _tcp(name, where)
     if "api" not in opened:
-        raise ListenError(
-            "there is no socket for the API; set listen.api, give --bind, or name a socket unit 'api'"
-        )
+        raise ListenError("there is no socket for the API; set listen.api, give --bind, or name a socket unit 'api'")
     return opened
 
 
@@ -105,9 +101,7 @@ def _unix(path: str) -> socket.socket:
     try:
         if target.exists():
             if not stat.S_ISSOCK(target.stat().st_mode):
-                raise ListenError(
-                    f"management_socket: {path} is not a socket; remove it or choose another path"
-                )
+                raise ListenError(f"management_socket: {path} is not a socket; remove it or choose another path")
             target.unlink()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         before = os.umask(0o117)

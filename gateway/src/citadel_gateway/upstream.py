@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import time
 from collections import deque
 from typing import Literal
 
@@ -40,6 +41,7 @@ class Connection(asyncio.Protocol):
         "_length_known",
         "_parser",
         "_paused",
+        "_timer",
         "_waiter",
         "busy",
         "chunks",
@@ -61,6 +63,7 @@ class Connection(asyncio.Protocol):
         self.busy = False
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -137,11 +140,13 @@ class Connection(asyncio.Protocol):
 
     # what the path calls
 
-    async def request(self, data: bytes) -> None:
-        """Send, and wait until the headers of the answer are here."""
-        assert self.transport is not None
+    async def request(self, data: bytes, most: float) -> None:
+        """Send, and wait until the headers of the answer are here; after `most` seconds the whole call fails."""
         self._reset()
         self.busy = True
+        self._timer = self.loop.call_later(most, self._expire, most)
+        if self.transport is None:
+            raise UpstreamError("reset", "closed before it was used")
         self.transport.write(data)
         while not self.headers_done:
             if self._error is not None:
@@ -187,10 +192,16 @@ class Connection(asyncio.Protocol):
         if not self.busy:
             return
         self.busy = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self.complete and self.reusable and self._error is None and not self.chunks:
             self.pool.returned(self)
         else:
             self.abort()
+
+    def _expire(self, most: float) -> None:
+        self.fail(UpstreamError("timeout", f"not finished within {most:g} s"))
 
     def abort(self) -> None:
         if self.transport is not None:
@@ -219,14 +230,14 @@ class Pool:
         self._idle: dict[Connection, None] = {}
         self._all: set[Connection] = set()
 
-    async def request(self, data: bytes) -> Connection:
+    async def request(self, data: bytes, most: float) -> Connection:
         """A connection on which the headers of the answer have arrived; `finish` it in any case."""
         while self._idle:
             connection, _ = self._idle.popitem()
             if connection.transport is None or connection.transport.is_closing():
                 continue
             try:
-                await connection.request(data)
+                await connection.request(data, most)
             except UpstreamError as error:
                 connection.finish()
                 # a server may close an idle connection just as it is used: then nothing was answered
@@ -238,22 +249,24 @@ class Pool:
                 connection.finish()
                 raise
             return connection
-        connection = await self._connect()
+        started = time.monotonic()
+        connection = await self._connect(most)
+        most -= time.monotonic() - started
         try:
-            await connection.request(data)
+            await connection.request(data, most)
         except BaseException:
             connection.finish()
             raise
         return connection
 
-    async def _connect(self) -> Connection:
+    async def _connect(self, most: float) -> Connection:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self.connect_timeout):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(self, loop), self.host, self.port
-                )
+            async with asyncio.timeout(min(self.connect_timeout, most)):
+                _, connection = await loop.create_connection(lambda: Connection(self, loop), self.host, self.port)
         except TimeoutError:
+            if most < self.connect_timeout:
+                raise UpstreamError("timeout", f"no connection within {most:g} s") from None
             raise UpstreamError("unreachable", f"no connection within {self.connect_timeout:g} s") from None
         except ConnectionRefusedError:
             raise UpstreamError("refused", f"nothing listens on {self.host}:{self.port}") from None

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from citadel_gateway.gateway import Gateway
 
 
+def _check_manner(exchange: Exchange) -> None:
+    if exchange.method != "POST":
+        raise Refusal(405, "method_not_allowed", f"{exchange.path} takes POST.")
+    if exchange.principal.role == "reader":
+        raise Refusal(403, "role_not_allowed", "A key with the role reader may not ask models.")
+
+
 class Walk:
     """The hot path as one ASGI callable per endpoint."""
 
@@ -30,15 +37,12 @@ class Walk:
         exchange.task = asyncio.current_task()
         self.running[exchange] = None
         try:
-            if exchange.method != "POST":
-                raise Refusal(405, "method_not_allowed", f"{exchange.path} takes POST.")
             exchange.principal = gateway.identity.establish(exchange.headers, exchange.address)
-            if exchange.principal.role == "reader":
-                raise Refusal(403, "role_not_allowed", "A key with the role reader may not ask models.")
+            _check_manner(exchange)
             await envelope.read_body(exchange, receive, gateway.config)
-            envelope.open_envelope(exchange, gateway.config, gateway.fleet, gateway.load)
-            reservation.reserve(exchange, gateway.limits)
-            await self._serve(exchange, send)
+            model = envelope.open_envelope(exchange, gateway.config, gateway.fleet, gateway.load)
+            reservation.reserve(exchange, model, gateway.limits)
+            await self._serve(exchange, model, send)
         except Refusal as refusal:
             await self._refuse(exchange, refusal, send)
         except relay.BrokenStream:
@@ -47,7 +51,7 @@ class Walk:
             exchange.outcome = 499
         except asyncio.CancelledError:
             await self._cut(exchange, scope, send)
-        except Exception as error:  # noqa: BLE001 - a bug must not take the connection and the permits with it
+        except Exception as error:
             gateway.audit.event("bug", outcome="failed", request_id=exchange.id, error=repr(error)[:500])
             gateway.report_bug(error)
             await self._refuse(exchange, Refusal(503, "gateway_error", "The gateway failed."), send)
@@ -56,11 +60,10 @@ class Walk:
             settlement.settle(exchange)
             gateway.recorder.record(exchange)
 
-    async def _serve(self, exchange: Exchange, send: Send) -> None:
+    async def _serve(self, exchange: Exchange, model: Model, send: Send) -> None:
         gateway = self._gateway
         retry = gateway.config.retry
-        model = exchange.model
-        assert model is not None
+        client = relay.Client(send, self.headers, gateway.config.server)
         tried: set[Replica] = set()
         again = False
         attempts = 0
@@ -85,7 +88,7 @@ class Walk:
             exchange.on_replica = True
             replica.in_flight += 1
             try:
-                await relay.call(exchange, replica, gateway.config, send, self.headers)
+                await relay.call(exchange, replica, client)
             except relay.CallFailed as failure:
                 attempts += failure.counts
                 gateway.judge(replica, failure.kind, blame=failure.blame)
@@ -117,9 +120,8 @@ class Walk:
 
     def _fallback(self, exchange: Exchange, model: Model) -> Model | None:
         """Another model that may answer, if the client or the configuration allows it."""
-        assert exchange.principal is not None
         allowed = exchange.principal.models
-        for other in fallbacks(exchange, self._gateway.fleet):
+        for other in fallbacks(model, self._gateway.fleet) if exchange.fallback_allowed else ():
             fits = exchange.prompt_estimate + exchange.max_tokens <= other.settings.context
             if other is not model and fits and exchange.endpoint in other.settings.endpoints:
                 if allowed and other.name not in allowed:

@@ -1,0 +1,195 @@
+"""What a client sees on the ordinary way: the documents' checks, the endpoints, streaming, and what goes through."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import httpx
+import pytest
+
+from tests.gateway.harness import MESSAGES, Lab, events, running, text_of
+from tests.gateway.simulator import Act
+
+pytestmark = pytest.mark.anyio
+
+
+class TestTheDocumentsChecks:
+    """No key, no model, and only what the documents write."""
+
+    async def test_health(self, lab: Lab) -> None:
+        answer = await lab.client.get("/health")
+        assert answer.status_code == 200
+        assert answer.json()["status"] == "healthy"
+        assert answer.json()["models"]["phi"]["status"] == "ready"
+
+    async def test_models_with_their_capabilities(self) -> None:
+        async with running(
+            models={"phi": {"capabilities": ["streaming"]}, "hermes": {"capabilities": ["tools"]}}
+        ) as lab:
+            answer = (await lab.client.get("/v1/models")).json()
+        assert {model["id"]: model["capabilities"] for model in answer["data"]} == {
+            "phi": ["streaming"],
+            "hermes": ["tools"],
+        }
+
+    async def test_a_chat_with_only_messages_and_max_tokens(self, lab: Lab) -> None:
+        answer = await lab.client.post("/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 5})
+        assert answer.status_code == 200
+        assert answer.json()["choices"][0]["message"]["content"]
+        assert answer.headers["x-citadel-model"] == "phi"
+        await lab.settled()
+
+
+async def test_health_on_its_own_port(lab: Lab) -> None:
+    async with httpx.AsyncClient(base_url=lab.url("health")) as client:
+        assert (await client.get("/health")).status_code == 200
+        detailed = (await client.get("/health/detailed")).json()
+        assert detailed["models"]["phi"]["replicas"][0]["state"] == "ready"
+        assert "llm_requests_total" in (await client.get("/metrics")).text
+        assert (await client.get("/v1/models")).status_code == 404
+
+
+async def test_the_body_goes_on_as_it_came(lab: Lab) -> None:
+    sent = {
+        "model": "phi",
+        "messages": MESSAGES,
+        "max_tokens": 3,
+        "temperature": 0.25,
+        "seed": 12345678901234567890,
+        "logprobs": True,
+        "response_format": {"type": "json_object"},
+        "ünïcödé": "😀",
+        "guided_regex": "[a-z]+",
+    }
+    content = json.dumps(sent, ensure_ascii=False, indent=3).encode()
+    answer = await lab.client.post("/v1/chat/completions", content=content)
+    assert answer.status_code == 200
+    assert lab.simulators["phi"].seen[-1].body == sent
+    assert lab.simulators["phi"].seen[-1].headers["content-length"] == str(len(content))
+
+
+async def test_defaults_are_filled_in_where_the_request_says_nothing(lab: Lab) -> None:
+    await lab.chat()
+    body = lab.simulators["phi"].seen[-1].body
+    assert (body["model"], body["max_tokens"], body["temperature"]) == ("phi", 1024, 0.7)
+    await lab.chat(temperature=None, max_tokens=None, model=None)
+    body = lab.simulators["phi"].seen[-1].body
+    assert (body["model"], body["max_tokens"], body["temperature"]) == ("phi", 1024, 0.7)
+    await lab.chat(max_completion_tokens=9)
+    assert "max_tokens" not in lab.simulators["phi"].seen[-1].body
+
+
+async def test_a_default_never_makes_a_long_prompt_impossible() -> None:
+    async with running(models={"phi": {"context": 1200}}) as lab:
+        await lab.chat(messages=[{"role": "user", "content": "word " * 150}])
+        assert "max_tokens" not in lab.simulators["phi"].seen[-1].body
+
+
+async def test_a_stream_carries_every_token_and_ends_with_done(lab: Lab) -> None:
+    lab.simulators["phi"].default = Act(tokens=50, text="ä😀 ")
+    stream = await lab.stream()
+    assert text_of(stream) == "ä😀 " * 50
+    assert stream[-1] == "[DONE]"
+    await lab.settled()
+    assert lab.metric("llm_tokens_processed_total", model="phi", type="completion") == 50
+
+
+async def test_usage_is_in_a_stream_only_if_it_was_asked_for(lab: Lab) -> None:
+    assert not any("usage" in event for event in (await lab.stream())[:-1])
+    asked = await lab.stream(stream_options={"include_usage": True})
+    assert asked[-2]["usage"]["completion_tokens"] == 5
+    await lab.settled()
+    assert all(record["usage_exact"] for record in lab.records())
+
+
+async def test_completions_and_embeddings() -> None:
+    async with running(models={"phi": {"endpoints": ["chat", "completions", "embeddings"]}}) as lab:
+        completion = await lab.client.post("/v1/completions", json={"model": "phi", "prompt": "once"})
+        assert completion.json()["choices"][0]["text"]
+        embedding = await lab.client.post("/v1/embeddings", json={"model": "phi", "input": "once"})
+        assert embedding.json()["data"][0]["embedding"]
+        assert "max_tokens" not in lab.simulators["phi"].seen[-1].body
+        async with lab.client.stream("POST", "/v1/completions", json={"prompt": "once", "stream": True}) as answer:
+            assert events(await answer.aread())[-1] == "[DONE]"
+        assert lab.metric("llm_requests_total", model="phi", endpoint="embeddings", status="200") == 1
+
+
+async def test_every_answer_says_where_it_comes_from(lab: Lab) -> None:
+    answer = await lab.chat(headers={"x-request-id": "my-own.id_1"})
+    assert answer.headers["x-request-id"] == "my-own.id_1"
+    assert lab.simulators["phi"].seen[-1].headers["x-request-id"] == "my-own.id_1"
+    assert answer.headers["x-citadel-replica"] == "phi"
+    assert float(answer.headers["x-citadel-queue-ms"]) >= 0
+    assert float(answer.headers["x-citadel-upstream-ms"]) > 0
+    bad = await lab.chat(headers={"x-request-id": "no good id"})
+    assert bad.headers["x-request-id"].startswith("req-")
+    refused = await lab.chat(model="nope")
+    assert refused.headers["x-request-id"]
+
+
+async def test_the_access_log_has_a_line_per_request_and_no_prompt(lab: Lab) -> None:
+    answer = await lab.chat(messages=[{"role": "user", "content": "SECRET"}])
+    await lab.settled()
+    (record,) = lab.records()
+    assert record["request_id"] == answer.headers["x-request-id"]
+    assert (record["model"], record["status"], record["completion_tokens"]) == ("phi", 200, 5)
+    assert "SECRET" not in (lab.folder / "access.log").read_text()
+
+
+async def test_prompts_are_logged_only_if_asked() -> None:
+    async with running({"logs": {"prompts": True}}) as lab:
+        await lab.chat(messages=[{"role": "user", "content": "SECRET"}])
+        await lab.settled()
+        assert "SECRET" in lab.records()[0]["body"]
+
+
+async def test_gzip_for_long_answers_and_never_for_streams(lab: Lab) -> None:
+    lab.simulators["phi"].default = Act(tokens=2000)
+    request = lab.client.build_request("POST", "/v1/chat/completions", json={"messages": MESSAGES})
+    request.headers["accept-encoding"] = "gzip"
+    answer = await lab.client.send(request, stream=True)
+    raw = b"".join([part async for part in answer.aiter_raw()])
+    assert answer.headers["content-encoding"] == "gzip"
+    assert json.loads(gzip.decompress(raw))["usage"]["completion_tokens"] == 2000
+    async with lab.client.stream("POST", "/v1/chat/completions", json={"messages": MESSAGES, "stream": True}) as stream:
+        assert "content-encoding" not in stream.headers
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        await stream.aread()
+
+
+async def test_cors() -> None:
+    async with running({"server": {"cors": {"origins": ["https://ui.example"]}}}) as lab:
+        asked = {"origin": "https://ui.example", "access-control-request-method": "POST"}
+        answer = await lab.client.options("/v1/chat/completions", headers=asked)
+        assert answer.status_code == 204
+        assert answer.headers["access-control-allow-origin"] == "https://ui.example"
+        assert "access-control-allow-origin" in (await lab.chat(headers=asked)).headers
+        other = await lab.chat(headers={"origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+async def test_security_headers(lab: Lab) -> None:
+    answer = await lab.client.get("/v1/models")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "server" not in answer.headers
+
+
+async def test_aliases_and_served_names() -> None:
+    async with running(models={"phi": {"served_name": "microsoft/phi", "aliases": ["phi-latest"]}}) as lab:
+        answer = await lab.chat(model="phi-latest")
+        assert answer.status_code == 200
+        assert lab.simulators["phi"].seen[-1].body["model"] == "microsoft/phi"
+        assert (await lab.client.get("/v1/models/phi-latest")).json()["id"] == "phi"
+
+
+async def test_the_openapi_document_is_true(lab: Lab) -> None:
+    document = (await lab.client.get("/openapi.json")).json()
+    assert "/v1/chat/completions" in document["paths"]
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            content = {"prompt": "x", "messages": MESSAGES, "input": "x"} if method == "post" else None
+            answer = await lab.client.request(method.upper(), path.replace("{model_id}", "phi"), json=content)
+            assert str(answer.status_code) in operation["responses"], (path, answer.text)
+            assert answer.json().get("error", {}).get("code") != "unknown_url" if method == "post" else True
+    assert "swagger" in (await lab.client.get("/docs")).text.lower()
