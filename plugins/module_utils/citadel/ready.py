@@ -47,7 +47,7 @@ class Proof:
 
 
 def look_at(unit: str) -> Unit:
-    keys = ("ActiveState", "SubState", "MainPID", "NRestarts", "Result")
+    keys = ("ActiveState", "SubState", "MainPID", "NRestarts", "Result", "Job")
     shown = subprocess.run(
         ["systemctl", "show", unit, *(f"--property={key}" for key in keys)],
         capture_output=True,
@@ -56,8 +56,10 @@ def look_at(unit: str) -> Unit:
         timeout=30,
     ).stdout
     values = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+    # A start that waits in the queue has not failed, though the unit still shows what it was before.
+    queued = values.get("Job", "0") not in {"", "0"}
     return Unit(
-        active=values.get("ActiveState", ""),
+        active="activating" if queued else values.get("ActiveState", ""),
         sub=values.get("SubState", ""),
         pid=int(values.get("MainPID") or 0),
         restarts=int(values.get("NRestarts") or 0),
@@ -101,11 +103,18 @@ def infer(url: str, model: str, kind: str, timeout: float) -> str:
     if kind == "embeddings":
         found = ask(f"{url}/v1/embeddings", {"model": model, "input": PROMPT}, timeout)
         return f"a vector of {len(found['data'][0]['embedding'])}"
-    body = {"model": model, "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0, "seed": 0}
-    found = ask(f"{url}/v1/completions", body, timeout)
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": PROMPT}],
+        "max_tokens": TOKENS,
+        "min_tokens": 1,  # a model may have nothing to add; one word shows that it can
+        "temperature": 0,
+        "seed": 0,
+    }
+    found = ask(f"{url}/v1/chat/completions", body, timeout)
     if not found.get("usage", {}).get("completion_tokens"):
         raise NotReady(f"{model} answered without a single token")
-    return str(found["choices"][0]["text"]).strip()
+    return str(found["choices"][0]["message"]["content"]).strip()
 
 
 def wait(

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from .catalogue import VARIANTS, CatalogueError, Model
-from .needs import Knowledge, needs_of, needs_of_model
-from .placement import Settings, place
+from .needs import Knowledge, Need, needs_of, needs_of_model
+from .placement import GB, Settings, excess, place
 from .topology import GIB, Host
 from .variants import obstacle
 
 SHOWN = 3
-CHANGES_MOST = 4
+CHANGES_MOST = 12
 
 
 @dataclass(frozen=True)
@@ -40,30 +40,75 @@ class Change:
 
 
 def ways_out(situation: Situation, knowledge: Knowledge) -> list[str]:
-    """Up to three sets of changes: as few as possible, and of those the gentlest."""
+    """Up to three sets of one or two changes, the gentlest first; where those do not do, one larger set."""
     changes = sorted(possible_changes(situation, knowledge), key=lambda change: change.cost)
-    for count in range(1, CHANGES_MOST + 1):
-        found: list[tuple[int, str]] = []
-        for several in itertools.combinations(changes, count):
-            cost = sum(change.cost for change in several)
-            if len({change.topic for change in several}) < count or (len(found) == SHOWN and cost >= found[-1][0]):
-                continue
-            if fits(several, situation, knowledge):
-                found = sorted([*found, (cost, "; ".join(change.text for change in several))])[:SHOWN]
+    for count in (1, 2):
+        found = [
+            (sum(change.cost for change in several), "; ".join(change.text for change in several))
+            for several in itertools.combinations(changes, count)
+            if len({change.topic for change in several}) == count and fits(applied(several, situation), knowledge)
+        ]
         if found:
-            return [text for _, text in found]
-    return []
+            return [text for _, text in sorted(found)[:SHOWN]]
+    several = larger_set(changes, situation, knowledge)
+    return ["; ".join(change.text for change in several)] if several else []
 
 
-def fits(changes: Sequence[Change], situation: Situation, knowledge: Knowledge) -> bool:
+def larger_set(changes: Sequence[Change], situation: Situation, knowledge: Knowledge) -> list[Change]:
+    """Takes the change that helps most for its cost until all fits, then gives back what was not needed after all."""
+    taken: list[Change] = []
+    while len(taken) < CHANGES_MOST:
+        now = applied(taken, situation)
+        short = shortfall(now, knowledge)
+        topics = {change.topic for change in taken}
+        gains = [
+            ((short - shortfall(change.apply(now), knowledge)) / (1 + change.cost), change)
+            for change in changes
+            if change.topic not in topics
+        ]
+        gain, best = max(gains, key=lambda pair: pair[0], default=(0.0, None))
+        if best is None or gain <= 0:
+            return []
+        taken.append(best)
+        if fits(applied(taken, situation), knowledge):
+            break
+    else:
+        return []
+    for change in sorted(taken, key=lambda change: -change.cost):
+        fewer = [one for one in taken if one is not change]
+        if fits(applied(fewer, situation), knowledge):
+            taken = fewer
+    return taken
+
+
+def applied(changes: Sequence[Change], situation: Situation) -> Situation:
     for change in changes:
         situation = change.apply(situation)
+    return situation
+
+
+def needs_in(situation: Situation, knowledge: Knowledge) -> list[Need]:
     chosen = {model.name: "bf16" if model.variant == "auto" else model.variant for model in situation.models}
+    return needs_of(situation.models, chosen, knowledge)
+
+
+def fits(situation: Situation, knowledge: Knowledge) -> bool:
     try:
-        needs = needs_of(situation.models, chosen, knowledge)
+        needs = needs_in(situation, knowledge)
         return bool(needs) and not place(needs, situation.host, situation.settings, knowledge.measured)[0]
     except CatalogueError:
         return False
+
+
+def shortfall(situation: Situation, knowledge: Knowledge) -> float:
+    """How far it is from fitting, each rule as a share of what the host has; only good for comparisons."""
+    host, needs = situation.host, needs_in(situation, knowledge)
+    memory = max(0, excess(needs, host, situation.settings))
+    limits = sum(max(0.0, need.total - need.model.memory_gb * GB) for need in needs if need.model.memory_gb)
+    cores = 0 if situation.settings.share_cores else sum(need.model.cores for need in needs) - len(host.cpus)
+    room = max(node.memory for node in host.nodes) - situation.settings.fixed_on(host) / len(host.nodes)
+    nodes = sum(max(0.0, need.total - room) for need in needs)
+    return (memory + limits + nodes) / host.memory + max(0, cores) / len(host.cpus)
 
 
 def possible_changes(situation: Situation, knowledge: Knowledge) -> Iterator[Change]:

@@ -39,7 +39,7 @@ def of_refusal(
             *sums(needs, host, settings),
             "",
             "Smallest changes that make it fit:",
-            *(f"  - {way}" for way in ways or ["none with up to four changes; take a larger host or fewer models"]),
+            *(f"  - {way}" for way in ways or ["none found; take a larger host or fewer models"]),
         ]
     )
 
