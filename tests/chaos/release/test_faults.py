@@ -129,21 +129,32 @@ def test_what_does_not_work_is_taken_back(box: Box, old: str, client: Callable[.
 
 @pytest.mark.parametrize("step", STEPS[:4])
 def test_disk_full(box: Box, client: Callable[..., Client], step: str) -> None:
-    box.clear()
-    box.run("mount", "-t", "tmpfs", "-o", "size=80M", "tmpfs", "/opt/citadel")
-    old = deploy_on_small_disk(box)
-    new = stage_inside(box, NEW, colour="green")
-    fill = "dd if=/dev/zero of=/opt/citadel/filler bs=64k 2>/dev/null; dd if=/dev/zero of=/opt/citadel/more bs=1 2>/dev/null"
+    box.clear("80M")
+    old = deploy(box, OLD)
+    new = box.stage(content(NEW, {"colour": "green"})).id
+    fill = "cd /opt/citadel; for size in 1M 4k 1; do dd if=/dev/zero of=filler-$size bs=$size; done 2>/dev/null"
+
+    def fill_up() -> None:
+        box.run("sh", "-c", fill, check=False)
+
     with client("alpha", "beta") as asking:
         result = box.begin(new)
-        at_step(box, step.format(old=old, new=new), lambda: void(box.run("sh", "-c", fill, check=False))).join()
+        at_step(box, step.format(old=old, new=new), fill_up).join()
         outcome = box.end(result)
         end = whole(box, old, new, NEW, colour="green")
-        box.run("sh", "-c", "rm -f /opt/citadel/filler /opt/citadel/more")
-        assert outcome["outcome"] in {"returned", "committed", "undone", "finished"}, outcome
-        assert end == ("new" if outcome["good"] else "old")
+        assert end == ("new" if outcome["good"] else "old"), outcome
+        box.run("sh", "-c", "rm /opt/citadel/filler-*")
+        again = box.stage(content(NEW, {"colour": "green"}))
+        assert box.activate(again.id)["good"]
     assert asking.wrong == []
 
 
-def void(_: object) -> None:
-    return None
+def test_a_full_disk_is_refused_before_anything_is_touched(box: Box) -> None:
+    box.clear("80M")
+    old = deploy(box, OLD)
+    new = box.stage(content(NEW, {"colour": "green"})).id
+    box.run("sh", "-c", "dd if=/dev/zero of=/opt/citadel/filler bs=1M count=60")
+    before = box.units()
+    outcome = box.activate(new)
+    assert outcome["outcome"] == "refused" and "MiB free" in outcome["said"]
+    assert (box.live, box.units()) == (old, before)

@@ -51,9 +51,7 @@ class Trap:
         if len(self.passed) - 1 == self.at:
             self.spring()
 
-    def _around(
-        self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, say: Callable[..., str]
-    ) -> None:
+    def _around(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, say: Callable[..., str]) -> None:
         inner = getattr(owner, name)
 
         def outer(*arguments: Any, **named: Any) -> Any:
@@ -131,6 +129,7 @@ def judge(world: World, old: str | None, new: str, case: str) -> str:
     expected = OLD if world.live == old else NEW
     assert world.serving() == expected, f"{case}: {world.told}"
     assert len(world.gateways()) == 1, case
+    assert not {f"citadel-llm@{name}.service" for name in world.gate.closed} & expected.keys(), case
     state = world.host().histories.of(new).state
     assert state in ({"good"} if world.live == new else {"bad", "interrupted", "staged"}), case
     for path in world.layout.units.rglob("citadel-*"):
@@ -141,6 +140,7 @@ def judge(world: World, old: str | None, new: str, case: str) -> str:
 
 
 def reboot(world: World) -> None:
+    world.gate.closed.clear()  # as the gateway is gone that remembered them
     world.systemd.boot(lambda: recover(world.host(), boot=True))
 
 
@@ -154,9 +154,7 @@ def heals(world: World) -> None:
 
 
 @pytest.mark.parametrize("fault", ["killed", "rebooted"])
-def test_the_way_back_may_be_interrupted_too(
-    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_way_back_may_be_interrupted_too(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at = 0
     while True:
         with monkeypatch.context() as patches:

@@ -49,9 +49,7 @@ def test_a_gateway_is_replaced_by_one_of_its_own_release(world: World) -> None:
     second = deploy(world, alpha="a1", gateway="g2")
     assert world.gateways() == [f"citadel-gateway@{second}.service"]
     acts = world.systemd.acts
-    assert acts.index(f"restart citadel-gateway@{second}.service") < acts.index(
-        f"stop citadel-gateway@{first}.service"
-    )
+    assert acts.index(f"restart citadel-gateway@{second}.service") < acts.index(f"stop citadel-gateway@{first}.service")
     assert world.proofs.tried == [first, second]
 
 

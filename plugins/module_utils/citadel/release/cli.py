@@ -11,6 +11,7 @@ from typing import Any
 
 from .failure import RefusedError
 from .files import write_json
+from .gate import ManagementGate
 from .host import Host, now
 from .layout import Layout
 from .manifest import read_manifest, tampering
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     layout = Layout()
     systemd = Systemctl()
-    host = Host(layout, systemd, HttpProber(layout, systemd))
+    host = Host(layout, systemd, HttpProber(layout, systemd), ManagementGate(layout))
     try:
         return _act(host, arguments)
     except RefusedError as refusal:

@@ -46,11 +46,13 @@ class Systemctl:
         self._proc = proc
 
     def show(self, unit: str) -> UnitState:
-        output = self._ask("show", "--property=ActiveState,SubState,MainPID", unit)
+        output = self._ask("show", "--property=ActiveState,SubState,MainPID,Job", unit)
         values = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
+        # A start that waits in the queue has not failed, though the unit still shows what it was before.
+        queued = values.get("Job", "0") not in {"", "0"}
         return UnitState(
-            values.get("ActiveState", "inactive"),
-            values.get("SubState", "dead"),
+            "activating" if queued else values.get("ActiveState", "inactive"),
+            "queued" if queued else values.get("SubState", "dead"),
             int(values.get("MainPID") or 0),
         )
 

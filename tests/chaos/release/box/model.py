@@ -21,12 +21,14 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         if wrong == "nonsense":
-            self.answer({"choices": [{"message": {"content": ""}}], "usage": {"completion_tokens": 0}})
+            self.answer({"choices": [{"message": {"content": ""}, "text": ""}], "usage": {"completion_tokens": 0}})
             return
         self.answer(
             {
                 "model": name,
-                "choices": [{"message": {"content": f"I am {name}."}, "finish_reason": "stop"}],
+                "choices": [
+                    {"message": {"content": f"I am {name}."}, "text": f"I am {name}.", "finish_reason": "stop"}
+                ],
                 "usage": {"completion_tokens": 4},
             }
         )
