@@ -11,6 +11,7 @@ VERBS: dict[str, str] = {
     "capacity": "capacity",
     "fetch": "fetch",
     "prestart": "prestart",
+    "ready": "ready",
     "release": "release.cli",
 }
 
