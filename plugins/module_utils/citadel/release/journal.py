@@ -121,7 +121,7 @@ def read_story(layout: Layout) -> Story | None:
             case "begin":
                 story.target, story.previous = event["target"], event["previous"]
                 story.number, story.who = event["number"], event["who"]
-            case "step":
+            case "step" if not story.returning:
                 story.step = event["name"]
             case "proven":
                 story.proven, story.proof = True, event.get("proof", [])
