@@ -37,6 +37,8 @@ class Server:
 @contextmanager
 def running(server: Server, log: Path, timeout: float = 600.0) -> Iterator[float]:
     """The seconds until it answered; stopped at the end, with all that it started."""
+    if server.answers():
+        raise RuntimeError(f"something else answers on {server.url}; stop it, or choose another --port")
     began = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
