@@ -48,6 +48,7 @@ class Journal:
         command: Sequence[str | Path],
         environment: Mapping[str, str] | None = None,
         show: Callable[[str], bool] | None = None,
+        folder: Path | None = None,
     ) -> None:
         """Run a command with its output in the log; lines that `show` wants are repeated on the screen."""
         begun = time.monotonic()
@@ -57,7 +58,7 @@ class Journal:
             log.flush()
             process = subprocess.Popen(
                 [str(part) for part in command],
-                cwd=ROOT,
+                cwd=folder or ROOT,
                 env={**os.environ, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
+import gc
 import json
 import tempfile
 from collections.abc import AsyncIterator
@@ -14,6 +16,7 @@ import httpx
 import yaml
 
 from citadel_gateway import config as configuration
+from citadel_gateway.exchange import Exchange
 from citadel_gateway.gateway import Gateway
 from citadel_gateway.server import Process
 from tests.gateway.simulator import Simulator, until
@@ -103,6 +106,57 @@ class Lab:
         assert all(lane.waiting == 0 and lane.cost == 0 for lane in gateway.admission.lanes.values())
         for simulator in self.simulators.values():
             await until(simulator.is_idle)
+        await until(lambda: not exchanges_alive())
+
+    def raw(self) -> Raw:
+        return Raw(self.port())
+
+
+def exchanges_alive() -> int:
+    """What a finished request would leave in memory if something still held it."""
+    gc.collect()
+    return sum(isinstance(thing, Exchange) for thing in gc.get_objects())
+
+
+class Raw:
+    """A client that does what no library would."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.reader: asyncio.StreamReader
+        self.writer: asyncio.StreamWriter
+
+    async def __aenter__(self) -> Raw:
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self._port, limit=2**24)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.writer.close()
+        with contextlib.suppress(OSError):
+            await self.writer.wait_closed()
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def post(self, body: Any, path: str = "/v1/chat/completions", headers: str = "") -> None:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\n{headers}content-length: {len(content)}\r\n\r\n"
+        await self.send(head.encode() + content)
+
+    async def answer(self) -> tuple[int, bytes]:
+        """Status and body of one answer with a length."""
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+        length = int(head.split("content-length:")[1].split("\r\n")[0])
+        return int(head.split(" ")[1]), await self.reader.readexactly(length)
+
+    def abort(self) -> None:
+        self.writer.transport.abort()
+
+
+def code_of(body: bytes | httpx.Response) -> str:
+    content = body.content if isinstance(body, httpx.Response) else body
+    return str(json.loads(content)["error"]["code"])
 
 
 def events(content: bytes) -> list[Any]:
@@ -128,6 +182,7 @@ async def running(
     over: dict[str, Any] | None = None, *, models: dict[str, dict[str, Any]] | None = None, replicas: int = 1
 ) -> AsyncIterator[Lab]:
     """A gateway whose models (by default one, `phi`) have so many simulated replicas each."""
+    before = open_sockets()
     models = models or {"phi": {}}
     simulators: dict[str, Simulator] = {}
     settings = {}
@@ -161,3 +216,13 @@ async def running(
         lab.simulators = simulators
         await until(lambda: all(replica.state == "ready" for replica in lab.gateway.fleet.replicas()))
         yield lab
+    # whatever was done to the connections, each of them is closed
+    await until(lambda: open_sockets() <= before)
+
+
+def open_sockets() -> int:
+    count = 0
+    for file in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            count += str(file.readlink()).startswith("socket:")
+    return count

@@ -244,7 +244,8 @@ class Config(Section):
             if name is not None and name not in known:
                 wrong.append(f"{where}: {name!r} is not a {kind}; known are {', '.join(known) or 'none'}")
 
-        refer("auth.anonymous.tier", self.auth.anonymous.tier, self.limits.tiers, "tier of limits.tiers")
+        if self.auth.anonymous.enabled:
+            refer("auth.anonymous.tier", self.auth.anonymous.tier, self.limits.tiers, "tier of limits.tiers")
         refer("limits.tiers", "default", self.limits.tiers, "tier, and keys without a tier need it")
         refer("routing.default_model", self.routing.default_model, self.models, "model")
         for name, model in self.models.items():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from citadel_gateway.exchange import Exchange, Receive
     from citadel_gateway.fleet import Fleet, Model
 
-_BYTES_PER_TOKEN = 4  # a usual mean, for estimates that are settled later
+_CHARS_PER_TOKEN = 4  # a usual mean, for estimates that are settled later
 _MOST_CHARS_PER_TOKEN = 16  # no tokenizer packs more over a whole text: beyond it, it is certainly too long
 _INPUTS = {"chat": "messages", "completions": "prompt", "embeddings": "input"}
 _TIMEOUT_HEADERS = (b"x-request-timeout", b"x-stainless-read-timeout", b"x-stainless-timeout")
@@ -42,22 +42,18 @@ async def read_body(exchange: Exchange, receive: Receive, config: Config) -> Non
     encoding = headers.get(b"content-encoding")
     if encoding is not None and encoding.lower() != b"identity":
         raise Refusal(400, "unsupported_encoding", "Send the body without Content-Encoding.")
-    message = await _receive(exchange, receive)
-    body: bytes = message.get("body", b"")
-    if message.get("more_body"):
-        parts = [body]
-        size = len(body)
-        while message.get("more_body"):
-            message = await _receive(exchange, receive)
-            part = message.get("body", b"")
-            size += len(part)
-            if size > limit:
-                raise _too_large(limit)
-            parts.append(part)
-        body = b"".join(parts)
-    if len(body) > limit:
-        raise _too_large(limit)
-    exchange.body = body
+    parts: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await _receive(exchange, receive)
+        part = message.get("body", b"")
+        more = message.get("more_body", False)
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit)
+    exchange.body = parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 async def _receive(exchange: Exchange, receive: Receive) -> Any:
@@ -78,7 +74,7 @@ def open_envelope(exchange: Exchange, config: Config, fleet: Fleet, load: Callab
     if exchange.stream and endpoint == "embeddings":
         raise Refusal(400, "invalid_value", "Embeddings cannot be streamed.", param="stream")
     asked = _integer(data, "max_completion_tokens", "max_tokens", "max_output_tokens")
-    prompt, exact = _prompt_size(data, endpoint, exchange.body)
+    prompt, exact = _prompt_size(data, endpoint)
     exchange.prompt_estimate = prompt
 
     name = data.get("model")
@@ -173,7 +169,7 @@ def _integer(data: dict[str, Any], *keys: str) -> int | None:
     return None
 
 
-def _prompt_size(data: dict[str, Any], endpoint: Endpoint, body: bytes) -> tuple[int, bool]:
+def _prompt_size(data: dict[str, Any], endpoint: Endpoint) -> tuple[int, bool]:
     """Tokens of the prompt, and whether that is exact: it is where the client sends tokens itself."""
     value = data[_INPUTS[endpoint]]
     if endpoint != "chat" and isinstance(value, list) and value:
@@ -181,7 +177,7 @@ def _prompt_size(data: dict[str, Any], endpoint: Endpoint, body: bytes) -> tuple
             return len(value), True
         if isinstance(value[0], list):
             return sum(len(item) for item in value if isinstance(item, list)), False
-    return len(body) // _BYTES_PER_TOKEN + 1, False
+    return _longest_text(value) // _CHARS_PER_TOKEN + 1, False
 
 
 def _check_bounds(data: dict[str, Any], model: Model, asked: int | None) -> None:

@@ -78,13 +78,15 @@ def choose_model(
     best_score = 0.0
     for model in candidates:
         settings = model.settings
-        if wish.endpoint not in settings.endpoints or wish.prompt + wish.answer > settings.context:
+        if wish.endpoint not in settings.endpoints:
             continue
         if wish.body.get("tools") and "tools" not in settings.capabilities:
             continue
         score = sum(wanted.get(word, 0.0) for word in settings.specialisation)
         score += 0.25 if model.name == default else 0.0
         score -= 2.0 * min(load(model), 2.0)
+        if wish.prompt + wish.answer > settings.context:
+            score -= 50.0  # an estimate may send it elsewhere, but never refuse it
         if not model.capacity():
             score -= 100.0 if model.comes_back() else 1000.0
         if best is None or score > best_score:

@@ -193,6 +193,8 @@ class Walk:
             body = error_body(status, code, message)
             headers = [*self.headers(exchange), (b"content-type", b"application/json")]
             headers += [(b"content-length", b"%d" % len(body)), (b"x-should-retry", b"false")]
+            if status == 408:
+                headers.append((b"connection", b"close"))  # the rest of the body is not wanted
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
         elif exchange.stream:

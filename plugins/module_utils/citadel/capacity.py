@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from . import remedies, tables
+from . import catalogue, remedies, tables
 from .catalogue import CatalogueError, Model
-from .needs import Knowledge, Need, needs_of, needs_of_model
+from .needs import TOLERANCE, Knowledge, Measured, Need, needs_of, needs_of_model
 from .placement import Placed, Settings, gib, place
-from .topology import Host
+from .topology import GIB, Host
 from .variants import obstacle, runnable
-
-MEASURED_TOLERANCE = 0.10
 
 
 class DoesNotFit(ValueError):
@@ -42,9 +43,9 @@ def plan(
     refused: tuple[list[str], list[Need]] | None = None
     for chosen in combinations(choices):
         needs = needs_of(models, chosen, knowledge)
-        problems, placed = place(needs, host, settings, knowledge.measured)
+        problems, placed = place(needs, host, settings)
         if not problems:
-            notes = remarks(needs, placed, host, settings, knowledge)
+            notes = [*differences(models, chosen, knowledge), *remarks(placed, host, settings)]
             return Plan(host, settings, tuple(placed), tuple(notes))
         refused = refused or (problems, needs)
     if refused is None:
@@ -78,22 +79,74 @@ def combinations(choices: Mapping[str, list[str]]) -> Iterator[dict[str, str]]:
         yield {name: choices[name][step] for name, step in zip(names, steps, strict=True)}
 
 
-def remarks(
-    needs: Sequence[Need], placed: Sequence[Placed], host: Host, settings: Settings, knowledge: Knowledge
-) -> Iterator[str]:
+def differences(models: Sequence[Model], chosen: Mapping[str, str], knowledge: Knowledge) -> Iterator[str]:
+    """Where the estimate was wrong."""
+    for need in needs_of(models, chosen, replace(knowledge, measured={})):
+        memory = knowledge.measured.get(need.instance, Measured()).memory
+        off = memory / need.running - 1
+        if memory and abs(off) > TOLERANCE:
+            consequence = "the measured figure counts from now on" if off > 0 else "the limit stays as it is"
+            yield (
+                f"{need.instance}: the plan was off by {off:+.0%}, it expected {gib(need.running)} and {gib(memory)} "
+                f"are in use; {consequence}"
+            )
+
+
+def remarks(placed: Sequence[Placed], host: Host, settings: Settings) -> Iterator[str]:
     """What is worth knowing of a plan that fits."""
-    for need in needs:
-        if need.variant != "bf16" and need.model.variant == "auto":
-            yield f"{need.instance} runs as {need.variant}, since the models do not all fit in bf16"
-        before = knowledge.measured.get(need.instance)
-        if before and before.planned_overhead:
-            off = before.overhead / before.planned_overhead - 1
-            if abs(off) > MEASURED_TOLERANCE:
-                yield (
-                    f"{need.instance}: the plan was off by {off:+.0%}, it gave {gib(before.planned_overhead)} of "
-                    f"overhead and {gib(before.overhead)} were measured; the measured figure counts from now on"
-                )
+    for one in placed:
+        if one.need.variant != "bf16" and one.need.model.variant == "auto":
+            yield f"{one.need.instance} runs as {one.need.variant}, since the models do not all fit in bf16"
     if settings.share_cores:
         yield "models share cores: fine for a lab, slow anywhere else"
     elif len(host.cpus) == sum(len(one.cpus) for one in placed):
         yield "no core is left for the gateway and the system: they compete with the models"
+
+
+def sketch(text: str) -> Host:
+    """A host in words: cores=24,ram=128,nodes=2,isa=amx,hugepages=2,disk=4000 (sizes in GiB)."""
+    given = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+    unknown = set(given) - {"cores", "ram", "nodes", "isa", "hugepages", "disk"}
+    if unknown or not {"cores", "ram"} <= set(given):
+        raise ValueError(
+            f"--host {text}: say cores=<count>,ram=<GiB> and, if you like, nodes, isa (avx2, avx512, amx), "
+            "hugepages and disk in GiB"
+        )
+    try:
+        return Host.sketched(
+            int(given["cores"]),
+            round(float(given["ram"]) * GIB),
+            nodes=int(given.get("nodes", 1)),
+            isa=given.get("isa", "avx512"),
+            hugepages=round(float(given.get("hugepages", 0)) * GIB),
+            disk=round(float(given.get("disk", 4000)) * GIB),
+        )
+    except ValueError as error:
+        raise ValueError(f"--host {text}: {error}") from None
+
+
+def read_catalogue(path: Path) -> list[Model]:
+    import yaml  # noqa: PLC0415 only where Ansible is, never on a host
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        stanzas = catalogue.complete(found["citadel_models"], found.get("citadel_models_defaults", {}))
+    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is no catalogue: {error}") from error
+    return catalogue.parse(stanzas)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--catalogue", type=Path, default=Path("group_vars/llm_servers/models.yml"))
+    parser.add_argument("--host", default="cores=16,ram=128", help="cores=24,ram=128,nodes=2,isa=amx; or `here`")
+    parser.add_argument("--share-cores", action="store_true", help="several models on the same cores")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    try:
+        host = Host.here(Path("/")) if arguments.host == "here" else sketch(arguments.host)
+        print(plan(read_catalogue(arguments.catalogue), host, Settings(arguments.share_cores)).report())
+    except (DoesNotFit, ValueError) as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    return 0

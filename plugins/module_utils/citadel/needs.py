@@ -6,7 +6,7 @@ need = weights + cache of keys and values + largest repacked tensor + overhead
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .architecture import Architecture, ArchitectureError
@@ -16,15 +16,16 @@ from .topology import GIB
 
 PROCESSES_BYTES = 2 * GIB  # API process, engine and worker without weights and cache, as measured
 ACTIVATIONS_MOST = GIB
+TOLERANCE = 0.10
+OVERHEAD_STEP = GIB // 2
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the last deployment of an instance really took, beside weights and cache."""
+    """What an instance really takes: memory as it runs, and the seconds of its last start."""
 
-    overhead: int
-    load_seconds: float
-    planned_overhead: int = 0
+    memory: int = 0
+    load_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,29 @@ class Need:
     context_cache: int
     repack: int
     overhead: int
+    measured: Measured = Measured()
+
+    @property
+    def running(self) -> int:
+        """What it takes once it runs: the repacked tensors are gone by then."""
+        return self.weights + self.cache + self.overhead
 
     @property
     def total(self) -> int:
-        return self.weights + self.cache + self.repack + self.overhead
+        return self.running + self.repack
+
+    @property
+    def off(self) -> float:
+        """By how much the estimate was wrong, as a share of it."""
+        return self.measured.memory / self.running - 1 if self.measured.memory else 0.0
+
+    def corrected(self) -> Need:
+        """With the measured overhead if the estimate was too low. Rounded up, and never down: a figure that
+        follows every measurement would restart the model at every deployment."""
+        if self.off <= TOLERANCE:
+            return self
+        surplus = self.measured.memory - self.weights - self.cache
+        return replace(self, overhead=-(-surplus // OVERHEAD_STEP) * OVERHEAD_STEP)
 
 
 def needs_of(models: Sequence[Model], chosen: Mapping[str, str], knowledge: Knowledge) -> list[Need]:
@@ -83,25 +103,22 @@ def needs_of_model(model: Model, variant: str, knowledge: Knowledge) -> list[Nee
     architecture = architecture_of(model, weights, known)
     context_cache = architecture.kv_bytes_of_context(model.context, model.batched_tokens)
     cache = 0 if architecture.encoder else max(round(model.kv_cache_gib * GIB), context_cache)
-    planned = PROCESSES_BYTES + activations(model, architecture)
-    needs = []
-    for instance, port in model.instances():
-        measured = knowledge.measured.get(instance)
-        needs.append(
-            Need(
-                instance=instance,
-                port=port,
-                model=model,
-                variant=variant,
-                architecture=architecture,
-                weights=int(known.get("weight_bytes") or architecture.weight_bytes(variant)),
-                cache=cache,
-                context_cache=context_cache,
-                repack=architecture.largest_repack(variant),
-                overhead=measured.overhead if measured else planned,
-            )
-        )
-    return needs
+    return [
+        Need(
+            instance=instance,
+            port=port,
+            model=model,
+            variant=variant,
+            architecture=architecture,
+            weights=int(known.get("weight_bytes") or architecture.weight_bytes(variant)),
+            cache=cache,
+            context_cache=context_cache,
+            repack=architecture.largest_repack(variant),
+            overhead=PROCESSES_BYTES + activations(model, architecture),
+            measured=knowledge.measured.get(instance, Measured()),
+        ).corrected()
+        for instance, port in model.instances()
+    ]
 
 
 def architecture_of(model: Model, weights: Weights, known: Mapping[str, Any]) -> Architecture:

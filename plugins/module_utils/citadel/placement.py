@@ -5,18 +5,20 @@ sum(need) + reserve + hugepages + tmpfs <= memory, on the host and on each node
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .catalogue import CatalogueError, Model, format_cpus
-from .needs import Measured, Need
+from .needs import Need
 from .topology import GIB, Host
 
 GB = 10**9
 MEMORY_MAX_FACTOR = 1.1
 RESERVE_BYTES, RESERVE_SHARE = 8 * GIB, 0.08  # for system, gateway and page cache: whichever is more
 LOAD_BYTES_PER_SECOND = 150e6  # a slow disk, nothing cached
-START_SECONDS, START_FACTOR, START_LEAST = 240, 3, 180  # imports and compilation; slack upon a measured load
+START_SECONDS, START_FACTOR = 240, 3  # imports and compilation; slack upon a measured load
+# Few steps, so that a start that took a second more than the last one changes nothing.
+START_STEPS = (180, 300, 600, 1200, 2400, 4800, 9600)
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,7 @@ def gib(amount: float) -> str:
     return f"{amount / GIB:.1f} GiB"
 
 
-def place(
-    needs: Sequence[Need], host: Host, settings: Settings, measured: Mapping[str, Measured]
-) -> tuple[list[str], list[Placed]]:
+def place(needs: Sequence[Need], host: Host, settings: Settings) -> tuple[list[str], list[Placed]]:
     """The rules that failed, and if none did, a place for each instance."""
     problems = limit_problems(needs)
     rules = (memory_problem, disk_problem, core_problem)
@@ -81,14 +81,15 @@ def place(
             )
             continue
         node, cpus = found
-        placed[need.instance] = Placed(need, node, cpus, start_seconds(need, measured.get(need.instance)))
+        placed[need.instance] = Placed(need, node, cpus, start_seconds(need))
     return problems, [placed[need.instance] for need in needs if need.instance in placed]
 
 
-def start_seconds(need: Need, measured: Measured | None) -> int:
-    if measured:
-        return max(START_LEAST, round(measured.load_seconds * START_FACTOR))
-    return START_SECONDS + round(need.weights / LOAD_BYTES_PER_SECOND)
+def start_seconds(need: Need) -> int:
+    """Generous: it only bounds how long a model that hangs is waited for; one that dies is known at once."""
+    estimate = START_SECONDS + need.weights / LOAD_BYTES_PER_SECOND
+    wanted = need.measured.load_seconds * START_FACTOR or estimate
+    return next((step for step in START_STEPS if step >= wanted), START_STEPS[-1])
 
 
 def excess(needs: Sequence[Need], host: Host, settings: Settings) -> int:

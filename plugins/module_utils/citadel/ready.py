@@ -135,9 +135,11 @@ def wait(
     while True:
         now = look(unit)
         if now.active in DEAD_STATES or now.restarts > first.restarts or now.sub == "auto-restart":
+            state = f"is {now.active} ({now.sub}), result {now.result}"
+            if now.active == "active":
+                state = "died and was started again"
             raise NotReady(
-                f"{unit} is {now.active} ({now.sub}), result {now.result}, after "
-                f"{time.monotonic() - began:.0f} s. Its journal ends:\n{journal(unit)}"
+                f"{unit} {state}, after {time.monotonic() - began:.0f} s. Its journal ends:\n{journal(unit)}"
             )
         if serves(url, model):
             break

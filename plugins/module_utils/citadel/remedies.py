@@ -95,7 +95,7 @@ def needs_in(situation: Situation, knowledge: Knowledge) -> list[Need]:
 def fits(situation: Situation, knowledge: Knowledge) -> bool:
     try:
         needs = needs_in(situation, knowledge)
-        return bool(needs) and not place(needs, situation.host, situation.settings, knowledge.measured)[0]
+        return bool(needs) and not place(needs, situation.host, situation.settings)[0]
     except CatalogueError:
         return False
 

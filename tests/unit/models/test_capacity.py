@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from citadel import capacity, catalogue, serving
+from citadel import capacity, catalogue, observed, serving
+from citadel.__main__ import main as cli
 from citadel.capacity import DoesNotFit
 from citadel.catalogue import CatalogueError
 from citadel.needs import Knowledge, Measured
@@ -16,6 +18,7 @@ from citadel.placement import Settings
 from citadel.topology import GIB, Host
 from citadel.variants import Processor, obstacle
 
+ROOT = Path(__file__).resolve().parents[3]
 ROOMY = Host.sketched(32, 256 * GIB)
 
 
@@ -143,17 +146,63 @@ def test_the_disk_holds_this_revision_and_the_one_before(models: Any) -> None:
     capacity.plan(models(), Host.sketched(32, 256 * GIB, disk=150 * GIB), Settings(revisions_kept=1))
 
 
-def test_measured_figures_replace_the_estimate_and_are_reported(models: Any) -> None:
-    measured = {"phi-3-mini": Measured(overhead=3 * GIB, load_seconds=100, planned_overhead=2 * GIB)}
-    plan = capacity.plan(models(), ROOMY, knowledge=Knowledge(measured=measured))
-    phi = plan.placed[-1]
-    assert phi.need.overhead == 3 * GIB
-    assert phi.start_seconds == 300
-    assert any("phi-3-mini: the plan was off by +50%" in note for note in plan.notes)
-    close = {"phi-3-mini": Measured(overhead=2 * GIB, load_seconds=1, planned_overhead=round(1.9 * GIB))}
-    assert not any(
-        "off by" in note for note in capacity.plan(models(), ROOMY, knowledge=Knowledge(measured=close)).notes
-    )
+def phi_measured(models: Any, memory: float, load_seconds: float = 0.0) -> capacity.Plan:
+    measured = {"phi-3-mini": Measured(round(memory), load_seconds)}
+    return capacity.plan(models(), ROOMY, knowledge=Knowledge(measured=measured))
+
+
+def test_an_estimate_that_was_too_low_is_corrected_and_reported(models: Any) -> None:
+    estimate = capacity.plan(models(), ROOMY).placed[-1].need
+    plan = phi_measured(models, estimate.running * 1.2)
+    corrected = plan.placed[-1].need
+    assert estimate.running * 1.2 <= corrected.running < estimate.running * 1.2 + GIB / 2
+    assert any("phi-3-mini: the plan was off by +20%" in note for note in plan.notes)
+    again = phi_measured(models, estimate.running * 1.2 + 1000).placed[-1].need
+    assert again.total == corrected.total, "a few bytes more or less change nothing"
+
+
+def test_one_that_was_too_high_is_only_reported(models: Any) -> None:
+    estimate = capacity.plan(models(), ROOMY).placed[-1].need
+    plan = phi_measured(models, estimate.running * 0.8)
+    assert plan.placed[-1].need.total == estimate.total
+    assert any("off by -20%" in note for note in plan.notes)
+    assert not phi_measured(models, estimate.running * 1.05).notes
+
+
+def test_the_time_for_a_start_follows_the_last_one_in_steps(models: Any) -> None:
+    assert capacity.plan(models(), ROOMY).placed[0].start_seconds == 1200
+    assert phi_measured(models, 0, 70).placed[-1].start_seconds == 300
+    assert phi_measured(models, 0, 90).placed[-1].start_seconds == 300
+    assert phi_measured(models, 0, 20).placed[-1].start_seconds == 180
+
+
+def test_what_runs_is_found_by_its_unit(tmp_path: Path) -> None:
+    for pid, group, pss in (
+        (10, "citadel-llm@phi-3-mini.service", 100),
+        (11, "citadel-llm@phi-3-mini.service", 50),
+        (12, "ssh.service", 7),
+    ):
+        folder = tmp_path / "proc" / str(pid)
+        folder.mkdir(parents=True)
+        (folder / "cgroup").write_text(f"0::/system.slice/system-citadel.slice/{group}\n")
+        (folder / "smaps_rollup").write_text(
+            f"0-f ---p 0 00:00 0 [rollup]\nRss: 900 kB\nPss: {pss} kB\nPss_Anon: 1 kB\n"
+        )
+    (tmp_path / "load-seconds.json").write_text('{"phi-3-mini": 12.5, "hermes-2": 3}')
+    found = observed.observe(tmp_path, tmp_path / "proc")
+    assert found == {"phi-3-mini": Measured(150 * 1024, 12.5), "hermes-2": Measured(0, 3.0)}
+
+
+def test_the_face_prints_the_table_and_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    file = ["capacity", "--catalogue", str(ROOT / "group_vars/llm_servers/models.yml")]
+    assert cli([*file, "--host", "cores=24,ram=192"]) == 0
+    assert "mixtral-8x7b" in capsys.readouterr().out
+    assert cli([*file, "--host", "cores=24,ram=128,isa=amx"]) == 1
+    assert "Smallest changes" in capsys.readouterr().err
+    assert cli([*file, "--host", "ram=128"]) == 1
+    assert "say cores=<count>" in capsys.readouterr().err
+    assert cli(["capacity", "--catalogue", "/nowhere.yml"]) == 1
+    assert "/nowhere.yml is no catalogue" in capsys.readouterr().err
 
 
 def test_a_lab_shares_cores_evenly(models: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from citadel.topology import GIB, Node, read_nodes
 
 

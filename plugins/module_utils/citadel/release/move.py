@@ -84,7 +84,8 @@ def clear(host: Host, wait: bool = True) -> None:
     """The way back where there was no release before: nothing of ours runs, nothing is linked."""
     with step(host, "clear"):
         units = _runnable(host) | set(host.survey().processes)
-        for unit in sorted(units, key=lambda name: not name.endswith(".socket")):
+        # Services first: one that is still to be started again would open its sockets anew.
+        for unit in sorted(units, key=lambda name: name.endswith(".socket")):
             host.systemd.stop(unit, wait=wait)
         dismantle(host.layout)
         host.systemd.reload()
