@@ -39,7 +39,7 @@ def cheap_checks(journal: Journal) -> None:
     scripts = shell_scripts()
     if scripts:
         journal.phase("shellcheck", ["shellcheck", *scripts])
-    run("unit, render, gateway and chaos tests", "pytest", "tests/unit", "tests/render", "tests/gateway", "tests/chaos/gateway")
+    run("tests without a lab", "pytest", "tests/unit", "tests/render", "tests/gateway", "tests/chaos/gateway")
 
 
 def check() -> None:
