@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from citadel.release.probe import Connection, StrangerError, listed
 from tests.chaos.release.box.content import content
 from tests.chaos.release.conftest import Box, Client
 from tests.chaos.release.test_role import Controller
@@ -43,7 +44,7 @@ UNLIMITED = {
     "overall": {"requests_per_minute": 100000, "burst": 10000},
     "address": {"requests_per_minute": 100000, "concurrent": 1000},
     "classes": {"heavy": {}, "light": {}},
-    "tiers": {"basic": {}, "default": {}},
+    "tiers": {"basic": {}, "default": {}, "enterprise": {}},
 }
 
 
@@ -63,7 +64,12 @@ def controller(box: Box, tmp_path: Path) -> Controller:
     return controller
 
 
-def deploy(controller: Controller, models: dict[str, dict[str, Any]] | None = None, **settings: Any) -> str:
+def deploy(
+    controller: Controller,
+    models: dict[str, dict[str, Any]] | None = None,
+    profile: str = "development",
+    **settings: Any,
+) -> str:
     models = models or {name: {} for name in MODELS}
     files = {p: text for p, text in content(models).items() if "gateway" not in p and not p.startswith("host/")}
     files.pop("units/citadel-recover.service")
@@ -82,14 +88,14 @@ def deploy(controller: Controller, models: dict[str, dict[str, Any]] | None = No
         gateway_logs="/var/log/citadel-llm",
         gateway_user="agent0",
         gateway_group="agent0",
-        gateway_profile="development",
+        gateway_profile=profile,
         gateway_ports={"api": 8000, "management": 8002, "health": 8080},
         gateway_limits=UNLIMITED,
         gateway_settings=settings,
         release_environments={"gateway": GATEWAY},
     )
     outcome = done.get("release : End proven, or as before", {}).get("outcome")
-    assert outcome and outcome["good"], done.get("release : Say how it ended", controller.told[-3000:])
+    assert outcome and outcome["good"], (outcome or {}).get("said", controller.told[-3000:])
     return str(outcome["release"])
 
 
@@ -146,3 +152,13 @@ def test_requests_wait_while_their_model_is_replaced(
     with client(*MODELS) as asking, Streams(box.address, [*MODELS]) as streaming:
         deploy(controller, {"alpha": {"load": "3"}, "beta": {}})
     assert (asking.wrong, streaming.wrong) == ([], [])
+
+
+def test_a_gateway_that_knows_only_keys_is_proven_with_one_of_its_own(box: Box, controller: Controller) -> None:
+    deploy(controller, profile="production")
+    with Connection(8000, host=box.address) as connection, pytest.raises(StrangerError, match="401"):
+        listed(connection)
+    keys = json.loads((box.layout.home / "keys/gateway.json").read_text())["keys"]
+    assert [key["name"] for key in keys] == ["release-proof"]
+    assert keys[0]["revoked"], "the key outlived its purpose"
+    assert (box.layout.home / "keys/gateway.json").stat().st_uid != 0, "the gateway cannot change its own keys"

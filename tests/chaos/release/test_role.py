@@ -97,7 +97,7 @@ def test_the_plan_is_the_deed(box: Box, controller: Controller, client: Callable
         assert [step["name"] for step in outcome["steps"]][: len(planned["steps"])] == planned["steps"]
         assert planned["release"] == staged["release"] == box.live
     assert {action["verb"] for action in planned["plan"]["actions"]} == {"keep", "restart", "replace"}
-    [report] = [path for path in controller._folder.glob("box-*.md") if box.live in path.name]
+    [report] = [path for path in controller._folder.glob("box-*.md") if str(box.live) in path.name]
     assert "I am beta." in report.read_text() and "colour" in report.read_text()
     again = controller.play(second)
     assert not again["release : Stage the release"]["changed"]

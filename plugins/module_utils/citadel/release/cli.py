@@ -45,9 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     layout = Layout()
     systemd = Systemctl()
-    host = Host(layout, systemd, HttpProber(layout, systemd), ManagementGate(layout))
     try:
-        return _act(host, arguments)
+        with HttpProber(layout, systemd) as prober:
+            return _act(Host(layout, systemd, prober, ManagementGate(layout)), arguments)
     except RefusedError as refusal:
         print(refusal, file=sys.stderr)
         _result(arguments, {"outcome": "refused", "good": False, "said": str(refusal)})
