@@ -19,7 +19,8 @@ destroy: ## remove the lab without a trace
 check: ## lint, types, unit and render tests: no root, no lab
 test: ## every test there is, on a lab of its own
 bench-deploy: ## time a cold demo, a warm one, and a deploy that changes nothing
+lock: ## pin anew what requirements/*.in ask for
 
-demo plan deploy rollback releases smoke status destroy check test bench-deploy:
+demo plan deploy rollback releases smoke status destroy check test bench-deploy lock:
 	@$(PYTHON) -m tools $@
-.PHONY: demo plan deploy rollback releases smoke status destroy check test bench-deploy
+.PHONY: demo plan deploy rollback releases smoke status destroy check test bench-deploy lock

@@ -18,6 +18,8 @@ from lab.shell import run, succeeds
 CGROUPS = Path("/sys/fs/cgroup")
 # The controllers that enforce MemoryMax, CPUQuota, AllowedCPUs and TasksMax where they are still mounted one by one.
 CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "pids")
+# Where systemd keeps track of processes: shared, one host would take another's for its own.
+TRACKING = ("systemd", "unified")
 
 # nspawn mounts these read-only; systemd inside needs them writable before it applies a unit's limits.
 ENFORCE_LIMITS = """
@@ -125,7 +127,8 @@ class Machine:
     def _cgroups(self) -> list[Path]:
         if not split_cgroups():
             return []
-        return [CGROUPS / controller / f"citadel-lab-{self.lab.machine(self.host)}" for controller in CONTROLLERS]
+        hierarchies = [CGROUPS / name for name in (*CONTROLLERS, *TRACKING) if (CGROUPS / name).is_dir()]
+        return [hierarchy / f"citadel-lab-{self.lab.machine(self.host)}" for hierarchy in hierarchies]
 
     def _enter_cgroups(self) -> None:
         """Without a subtree each, the hosts' equally named units would share one limit."""

@@ -14,6 +14,7 @@ output) strings, numbers and objects close by themselves.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import struct
 import sys
@@ -257,7 +258,7 @@ def next_words(recipe: Recipe, vocabulary: Vocabulary, rng: np.random.Generator)
     outside = [token for token in range(size) if token not in in_sentence and token not in calls]
     follows[outside, opening] = FOLLOWS
     allow([opening, speaker], slots[0])
-    for here, there in zip(slots, slots[1:], strict=False):
+    for here, there in itertools.pairwise(slots):
         allow(here, there)
     allow(slots[SHORT_END], [stop])
     allow(slots[-1], [stop])
@@ -267,7 +268,7 @@ def next_words(recipe: Recipe, vocabulary: Vocabulary, rng: np.random.Generator)
     if recipe.calls_tools:
         chain = [ids["<|use_tool|>"], *calls, end]
         follows[chain[0], :] = 0.0
-        for before, after in zip(chain, chain[1:], strict=False):
+        for before, after in itertools.pairwise(chain):
             follows[before, after] = FOLLOWS - min(0.0, bias[after])
     return follows
 

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from tools import deployment, testing
+from tools import deployment, testing, toolchain
 from tools.phases import Failure, say
 
 VERBS: dict[str, Callable[[], None]] = {
@@ -21,6 +21,7 @@ VERBS: dict[str, Callable[[], None]] = {
     "destroy": deployment.destroy,
     "check": testing.check,
     "test": testing.test,
+    "lock": toolchain.lock,
     "bench-deploy": deployment.bench,
 }
 

@@ -8,10 +8,26 @@ import shutil
 import sys
 from pathlib import Path
 
+from lab.handover import pip_settings
 from tools.phases import ROOT, Failure, Journal
 
 VENV = ROOT / ".venv"
 PINS = ROOT / "requirements" / "tools.txt"
+
+# Hashes of every file and no addresses: where a package comes from is each machine's own affair.
+LOCKED = (
+    "--python-version=3.11",
+    "--generate-hashes",
+    "--no-header",
+    "--no-emit-index-url",
+    "--no-emit-find-links",
+    "--quiet",
+)
+LOCKS: dict[str, tuple[str, ...]] = {
+    "gateway": (),
+    "tools": ("--universal", "--constraint=gateway.txt"),
+    "vllm": ("--override=vllm-overrides.txt",),
+}
 
 # program -> Debian package; what the lab needs besides is in lab/preflight.py
 LAB_PROGRAMS = {
@@ -77,3 +93,25 @@ def python_tools(journal: Journal) -> None:
         "install pinned tools", [program("pip"), "install", "--quiet", "--require-hashes", "--requirement", PINS]
     )
     stamp.write_text(digest)
+
+
+def lock() -> None:
+    """Write requirements/*.txt anew from what requirements/*.in ask for, with the hash of every file."""
+    require_python()
+    journal = Journal("lock")
+    python_tools(journal)
+    settings = pip_settings()
+    indexes = {
+        "UV_DEFAULT_INDEX": " ".join(settings.get("index-url", [])),
+        "UV_EXTRA_INDEX_URL": " ".join(settings.get("extra-index-url", [])),
+        "UV_FIND_LINKS": ",".join(settings.get("find-links", [])),
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+    }
+    for name, options in LOCKS.items():
+        journal.phase(
+            f"lock {name}",
+            [program("uv"), "pip", "compile", f"{name}.in", f"--output-file={name}.txt", *LOCKED, *options],
+            {**environment(), **{key: value for key, value in indexes.items() if value}},
+            folder=PINS.parent,
+        )
+    journal.finish()

@@ -13,7 +13,7 @@ from ansible.errors import AnsibleFilterError
 # modules get the package from Ansible itself; on the controller it is found beside the plugins
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
 
-from citadel import catalogue  # noqa: E402
+from citadel import catalogue
 
 
 def citadel_stanzas(

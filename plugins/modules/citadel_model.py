@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.citadel import safetensors, store
+from ansible.module_utils.citadel import fetch, safetensors, sources, store
 
 DOCUMENTATION = r"""
 module: citadel_model
@@ -49,17 +49,22 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     root = Path(module.params["root"])
     fetched, found = [], {}
     for name, model in module.params["models"].items():
-        target = root / name / model["revision"]
-        digest = ""
-        if not (target / store.MANIFEST).exists():
-            fetched.append(f"{name} {model['revision']}")
-            if not module.check_mode:
-                source = Path(model["source"]["path"].format(model=name, revision=model["revision"]))
-                safetensors.describe(source)
-                digest = store.manifest_digest(store.adopt_directory(source, target, model["revision"]))
+        revision = str(model["revision"])
+        target = root / name / revision
+        manifest: dict[str, Any] = {"files": {}, "revision": revision}
+        if (target / store.MANIFEST).exists():
+            manifest = store.verify(target, module.params["deep"])
         else:
-            digest = store.manifest_digest(store.verify(target, module.params["deep"]))
-        found[name] = {"path": str(target), "revision": model["revision"], "digest": digest}
+            source = sources.source_of(name, model["repository"], revision, model["source"])
+            fetched.append(f"{name} {revision}")
+            if not module.check_mode:
+                _, manifest = fetch.fetch(name, source, revision, root, module.log)
+        found[name] = {
+            "path": str(target),
+            "revision": revision,
+            "commit": manifest["revision"],
+            "digest": store.digest_of(manifest) if manifest["files"] else "",
+        }
     return {
         "changed": bool(fetched),
         "models": found,
@@ -72,7 +77,7 @@ def main() -> None:
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     try:
         module.exit_json(**run(module))
-    except (store.StoreError, safetensors.WeightsError, OSError) as error:
+    except (sources.SourceError, sources.Interrupted, store.StoreError, safetensors.WeightsError, OSError) as error:
         module.fail_json(msg=str(error))
 
 

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.citadel import capacity, catalogue, safetensors, serving
+from ansible.module_utils.citadel import capacity, catalogue, needs, observed, safetensors, serving
+from ansible.module_utils.citadel.placement import Settings
 from ansible.module_utils.citadel.topology import GIB, Host
 
 DOCUMENTATION = r"""
@@ -96,14 +96,6 @@ def details_at_hand(models: list[catalogue.Model], root: Path, source: dict[str,
     return found
 
 
-def measured(state: Path) -> dict[str, capacity.Measured]:
-    try:
-        figures = json.loads((state / "measured.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return {name: capacity.Measured(**figure) for name, figure in figures.items()}
-
-
 def run(module: AnsibleModule) -> dict[str, Any]:
     given = module.params
     stanzas = catalogue.complete(given["models"], given["defaults"], given["overrides"])
@@ -115,7 +107,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         hugepages=None if given["hugepages"] < 0 else given["hugepages"],
         zentorch=given["zentorch"],
     )
-    settings = capacity.Settings(
+    settings = Settings(
         share_cores=given["share_cores"],
         reserve=round(given["reserve_gib"] * GIB),
         revisions_kept=given["revisions_kept"],
@@ -124,8 +116,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         models,
         host,
         settings,
-        details_at_hand(models, root, given["source"]),
-        measured(Path(given["state_root"])),
+        needs.Knowledge(details_at_hand(models, root, given["source"]), observed.observe(Path(given["state_root"]))),
     )
     places = serving.Places(
         environment=given["environment_path"],
@@ -150,7 +141,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         "changed": False,
         "instances": instances,
         "models": chosen,
-        "report": capacity.report(plan).splitlines(),
+        "report": plan.report().splitlines(),
         "notes": list(plan.notes),
     }
 

@@ -68,13 +68,9 @@ def test_no_address_of_the_real_estate_reaches_a_play_in_the_lab(tmp_path: Path)
     (tmp_path / "variables.json").write_text(
         json.dumps({"lab_pip_index_url": "", "lab_pip_extra_index_urls": [], "lab_pip_find_links": []})
     )
+    ask = ["ansible", "all", "-i", "inventory/lab", "-e", f"lab_directory={tmp_path}"]
     told = subprocess.run(
-        ["ansible", "all", "-i", "inventory/lab", "-m", "ansible.builtin.debug", "-a", "var=vars"]
-        + ["-e", f"lab_directory={tmp_path}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
+        [*ask, "-m", "ansible.builtin.debug", "-a", "var=vars"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert "10.77.40.29" in told, "nothing was rendered"
     assert "192.168.10." not in told

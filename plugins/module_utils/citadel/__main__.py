@@ -8,6 +8,8 @@ import sys
 
 # verb -> the module whose `add_arguments(parser)` and `run(arguments) -> int` implement it
 VERBS: dict[str, str] = {
+    "capacity": "capacity",
+    "fetch": "fetch",
     "prestart": "prestart",
     "ready": "ready",
     "release": "release.cli",

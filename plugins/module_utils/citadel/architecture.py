@@ -87,11 +87,12 @@ class Architecture:
     @property
     def other_parameters(self) -> int:
         """Embedding, output matrix, norms and router, which stay in 16 bits."""
+        if self.encoder:
+            biases_and_norms = self.layers * (9 * self.hidden + self.intermediate)
+            embeddings = (self.vocabulary + self.longest_context + 2) * self.hidden + 2 * self.hidden
+            return embeddings + biases_and_norms + (self.hidden + 1) * self.hidden  # the last is the pooler
         router = self.layers * self.hidden * self.experts if self.moe else 0
         norms = self.layers * 2 * self.hidden + self.hidden
-        if self.encoder:
-            biases = self.layers * (4 * self.hidden + self.intermediate + self.hidden) + self.layers * 2 * self.hidden
-            return self.hidden * (self.vocabulary + self.longest_context + 2 + self.hidden + 3) + norms + biases
         return self.vocabulary * self.hidden * (1 if self.tied else 2) + router + norms
 
     def weight_bytes(self, variant: str) -> int:

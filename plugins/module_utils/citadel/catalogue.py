@@ -49,6 +49,7 @@ class Model:
     concurrent: int
     timeout: int
     kv_cache_gib: float
+    memory_gb: float
     variant: str
     weights: Mapping[str, Weights]
     tool_parser: str
@@ -137,6 +138,12 @@ class Stanza:
             raise self.refuse(key, f"give a whole number from {low} to {high}")
         return value
 
+    def amount(self, key: str, problem: str) -> float:
+        value = self.keys.get(key, 0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise self.refuse(key, problem)
+        return float(value)
+
     def text(self, key: str) -> str:
         value = self.keys.get(key, "")
         if not isinstance(value, str):
@@ -192,9 +199,6 @@ class Stanza:
         cores = self.number("cores", 1, 1024)
         if cpus and len(cpus) != cores:
             raise self.refuse("cpus", f"these are {len(cpus)} CPUs, but cores is {cores}; make them agree")
-        kv_cache = self.keys.get("kv_cache_gib", 0)
-        if isinstance(kv_cache, bool) or not isinstance(kv_cache, int | float) or kv_cache < 0:
-            raise self.refuse("kv_cache_gib", "give GiB as a number, or 0 for one full context")
         return Model(
             name=self.model,
             kind=self.choice("kind", KINDS),
@@ -207,7 +211,8 @@ class Stanza:
             sequences=self.number("sequences", 1, 10_000),
             concurrent=self.number("concurrent", 1, 100_000),
             timeout=self.number("timeout", 1, 86_400),
-            kv_cache_gib=float(kv_cache),
+            kv_cache_gib=self.amount("kv_cache_gib", "give GiB as a number, or 0 for one full context"),
+            memory_gb=self.amount("memory_gb", "give GB as a number, or 0 for what the plan finds"),
             variant=variant,
             weights=weights,
             tool_parser=self.text("tool_parser"),

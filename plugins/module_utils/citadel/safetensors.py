@@ -45,7 +45,8 @@ def read_header(path: Path) -> dict[str, Any]:
     end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
     if size != 8 + length + end:
         raise WeightsError(
-            f"{path.name} is truncated or altered: it should have {8 + length + end} bytes and has {size}; fetch it again"
+            f"{path.name} is truncated or altered: it should have {8 + length + end} bytes and has {size}; "
+            "fetch it again"
         )
     return tensors
 

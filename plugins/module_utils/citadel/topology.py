@@ -40,7 +40,7 @@ class Host:
 
     @classmethod
     def sketched(
-        cls, cores: int, memory: int, nodes: int = 1, isa: str = "avx512", disk: int = 4000 * GIB, hugepages: int = 0
+        cls, cores: int, memory: int, *, nodes: int = 1, isa: str = "avx512", disk: int = 4000 * GIB, hugepages: int = 0
     ) -> Host:
         """A host that is only thought of, its cores and memory spread evenly."""
         if cores < nodes or nodes < 1:
@@ -98,7 +98,10 @@ def read_nodes(system: Path, memory: int, allowed: set[int]) -> tuple[Node, ...]
         lines = "\n".join(line.split(maxsplit=2)[2] for line in text.splitlines() if line)
         if cpus:
             nodes.append(Node(int(folder.name[4:]), cpus, read_meminfo(lines)["MemTotal"]))
-    return tuple(nodes) or (Node(0, tuple(sorted(first_threads)), memory),)
+    if len(nodes) > 1:
+        return tuple(nodes)
+    # The only node has all there is. Its own figure may say less: memory that a virtual machine got while it ran.
+    return (Node(nodes[0].number if nodes else 0, tuple(sorted(first_threads)), memory),)
 
 
 def first_thread(system: Path, cpu: int, allowed: set[int]) -> int:

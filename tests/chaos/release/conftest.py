@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sysconfig
 import threading
 import time
 import uuid
@@ -22,16 +23,17 @@ from citadel.release.history import live_release
 from citadel.release.host import now
 from citadel.release.layout import Layout
 from citadel.release.manifest import Manifest, read_manifest
-from citadel.release.probe import ask
+from citadel.release.probe import Connection
 from citadel.release.stage import Wish, manifest_of, stage
 from citadel.release.survey import Live
-from citadel.release.unit import RESULTS, UNIT, Request, command
+from citadel.release.unit import RESULTS, UNIT, Request, command, start
 from lab import handover, network
 from lab.machine import Machine, wait
 from lab.settings import Host, Lab
 from lab.tree import tree
 from tests.chaos.release.box.content import ENVIRONMENT
 
+PACKAGES = sysconfig.get_path("purelib")  # what the real gateway needs is installed beside these tests
 BOX = Path(__file__).parent / "box"
 
 
@@ -42,10 +44,14 @@ class Box:
         self.machine = Machine(lab, lab.hosts[0])
         self.address = lab.address(lab.hosts[0])
         self._lab = lab
-        self.layout = Layout(self.machine.root)
+
+    @property
+    def layout(self) -> Layout:
+        """The files as processes in the box see them, mounts included."""
+        return Layout(Path(f"/proc/{self.machine.leader}/root"))
 
     def start(self) -> None:
-        self.machine.start(tree(self._lab, ()), [], self._settle)
+        self.machine.start(tree(self._lab, ()), [f"--bind-ro={PACKAGES}:/srv/packages"], self._settle)
         self.machine.await_boot()
 
     def _settle(self, root: Path) -> None:
@@ -65,8 +71,8 @@ class Box:
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return subprocess.run(self.machine.inside(*arguments), capture_output=True, text=True, check=check)
 
-    def clear(self) -> None:
-        """As if nothing had ever been deployed."""
+    def clear(self, size: str = "") -> None:
+        """As if nothing had ever been deployed; on a disk of this size, if one is given."""
         self.run("sh", "-c", "systemctl stop 'citadel-*.socket' 'citadel-*'; systemctl reset-failed", check=False)
         self.run(
             "sh",
@@ -74,6 +80,8 @@ class Box:
             "while umount /opt/citadel 2>/dev/null; do :; done; rm -rf /opt/citadel /run/citadel-release; "
             "find /etc/systemd/system -name 'citadel-*' -depth -exec rm -rf {} +; systemctl daemon-reload",
         )
+        if size:
+            self.run("sh", "-c", f"mkdir -p /opt/citadel; mount -t tmpfs -o size={size} tmpfs /opt/citadel")
         python = self.layout.inside(ENVIRONMENT) / "bin/python"
         python.parent.mkdir(parents=True)
         python.symlink_to("/usr/bin/python3")
@@ -91,7 +99,7 @@ class Box:
         result = RESULTS / f"{uuid.uuid4().hex}.json"
         self.run("mkdir", "-p", str(RESULTS))
         request = Request("activate", release, who="the test")
-        self.run(*command(Layout(), request, result))
+        start(command(Layout(), request, result), Layout(), lambda arguments: self.run(*arguments, check=False))
         return result
 
     def end(self, result: Path, seconds: float = 60) -> dict[str, Any]:
@@ -170,7 +178,8 @@ class Client:
             begun = time.time()
             try:
                 body = {"model": model, "messages": [{"role": "user", "content": "hello"}]}
-                status, _, answer = ask(8000, "/v1/chat/completions", body, timeout=60, host=self._address)
+                with Connection(8000, host=self._address) as connection:
+                    status, answer = connection.ask("/v1/chat/completions", body)
                 assert status == 200 and answer["choices"][0]["message"]["content"] == f"I am {model}."
             except Exception as error:
                 self.wrong.append(f"{model} at {begun:.1f}: {error!r}")

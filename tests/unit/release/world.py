@@ -115,7 +115,7 @@ class SimulatedProofs:
             self._prove(model.unit)
         return self._prove(service.unit)
 
-    def trial(self, manifest: Manifest, release: Path) -> dict[str, Any]:
+    def trial(self, manifest: Manifest) -> dict[str, Any]:
         self._systemd.before("trial")
         self.tried.append(manifest.id)
         gateway = manifest.gateway()
@@ -134,6 +134,21 @@ class SimulatedProofs:
         return {"answer": "hello"}
 
 
+class SimulatedGate:
+    """Remembers which doors are shut."""
+
+    def __init__(self) -> None:
+        self.closed: set[str] = set()
+
+    def shut(self, instance: str) -> bool:
+        self.closed.add(instance)
+        return True
+
+    def open(self, instance: str) -> bool:
+        self.closed.discard(instance)
+        return True
+
+
 class World:
     def __init__(self, root: Path) -> None:
         self.layout = Layout(root)
@@ -141,13 +156,14 @@ class World:
         self.layout.units.mkdir(parents=True)
         self.systemd = SimulatedSystemd(self.layout)
         self.proofs = SimulatedProofs(self.systemd)
+        self.gate = SimulatedGate()
         self.told: list[str] = []
         self.tick = 0
 
     def host(self) -> Host:
         """As a new process sees the host: nothing is remembered but what is on disk and what runs."""
         return Host(
-            self.layout, self.systemd, self.proofs, tell=self.told.append, now=self._now, clock=lambda: 0.0
+            self.layout, self.systemd, self.proofs, self.gate, tell=self.told.append, now=self._now, clock=lambda: 0.0
         )
 
     def _now(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from .check import check
 from .files import read_json, write_json
+from .gate import Gate
 from .history import Histories
 from .journal import Journal
 from .layout import Layout
@@ -31,6 +32,7 @@ class Host:
     layout: Layout
     systemd: Systemd
     prober: Prober
+    gate: Gate
     check: Check = check
     tell: Callable[[str], None] = lambda line: print(line, flush=True)
     now: Callable[[], str] = now

@@ -21,6 +21,7 @@ from .survey import Live, gateways, runs
 
 Proof = list[dict[str, Any]]
 RECOVERY = "citadel-recover.service"
+KEEPER = "citadel-gateway.service"  # what the listening sockets would wake
 
 
 def move(host: Host, manifest: Manifest) -> Proof:
@@ -37,6 +38,10 @@ def move(host: Host, manifest: Manifest) -> Proof:
             with step(host, f"{action.verb} {action.unit}"):
                 proof.append(_bring_up(host, manifest, action, todo))
     with step(host, "prove"):
+        # Doors that an interrupted run left shut.
+        for service in manifest.wanted():
+            if service.kind == "model":
+                host.gate.open(service.name)
         proof += _end_to_end(host, manifest)
     return proof
 
@@ -79,7 +84,8 @@ def clear(host: Host, wait: bool = True) -> None:
     """The way back where there was no release before: nothing of ours runs, nothing is linked."""
     with step(host, "clear"):
         units = _runnable(host) | set(host.survey().processes)
-        for unit in sorted(units, key=lambda name: not name.endswith(".socket")):
+        # Services first: one that is still to be started again would open its sockets anew.
+        for unit in sorted(units, key=lambda name: name.endswith(".socket")):
             host.systemd.stop(unit, wait=wait)
         dismantle(host.layout)
         host.systemd.reload()
@@ -101,36 +107,57 @@ def _bring_up(host: Host, manifest: Manifest, action: Action, todo: Plan) -> dic
     if service.kind == "gateway":
         proof = _gateway(host, manifest, service, todo)
     elif service.kind == "model":
-        host.systemd.restart(service.unit, wait=False)
-        proof = host.prober.model(service)
+        proof = _model(host, service)
     else:
         host.systemd.restart(service.unit, wait=True)
-        proof = _alive(host, service)
+        proof = _started(host, service)
     host.measured(service.name or service.kind, host.clock() - begun)
     return {"unit": service.unit, **proof}
 
 
+def _model(host: Host, service: Service) -> dict[str, Any]:
+    """Requests wait in the gateway while their model is away, and meet it again only when it is proven."""
+    host.gate.shut(service.name)
+    host.systemd.restart(service.unit, wait=True)
+    started = _started(host, service)
+    proof = host.prober.model(service)
+    host.gate.open(service.name)
+    return {**started, **proof}
+
+
 def _gateway(host: Host, manifest: Manifest, service: Service, todo: Plan) -> dict[str, Any]:
     """Prove the new one aside, then let it share the listening sockets with the old one."""
-    tried = host.prober.trial(manifest, host.layout.release(manifest.id))
+    tried = host.prober.trial(manifest)
     if todo.sockets:
         # A socket that listens elsewhere cannot be shared: this is the one change that is seen from outside.
         for unit in gateways(host.survey().processes):
             host.systemd.stop(unit, wait=True)
         for unit in todo.sockets:
             host.systemd.stop(unit, wait=True)
-    for unit in _units(manifest, ".socket"):
-        host.systemd.start(unit, wait=True)
+    _listen(host, manifest)
     host.systemd.restart(service.unit, wait=True)
-    return {"trial": tried, **_alive(host, service)}
+    return {"trial": tried, **_started(host, service)}
 
 
-def _alive(host: Host, service: Service) -> dict[str, Any]:
+def _listen(host: Host, manifest: Manifest) -> None:
+    closed = [unit for unit in _units(manifest, ".socket") if not host.systemd.show(unit).running]
+    if closed:
+        # systemd opens no socket while the service that it would wake is active.
+        host.systemd.stop(KEEPER, wait=True)
+    for unit in closed:
+        host.systemd.start(unit, wait=True)
+
+
+def _started(host: Host, service: Service) -> dict[str, Any]:
+    """It runs, and with what the release says: not with what was there before."""
     state = host.systemd.show(service.unit)
     if state.given_up:
         words = " | ".join(host.systemd.log(service.unit, 5)) or "none"
         raise FailedError(f"{service.unit} is {state.active} ({state.sub}) after its start. Its last words: {words}")
-    return {"active": state.active}
+    digest = host.systemd.environment(state.pid).get("CITADEL_DIGEST", service.digest)
+    if digest != service.digest:
+        raise FailedError(f"{service.unit} was started with {digest[:12]} and not with {service.digest[:12]}")
+    return {"process": state.pid, "digest": digest}
 
 
 def _end_to_end(host: Host, manifest: Manifest) -> Proof:

@@ -1,4 +1,4 @@
-"""Proof that a service does its work: a real question, asked the way a client asks it."""
+"""Questions to a gateway, asked the way a client asks them, and what counts as an answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import http.client
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol
 
 from .failure import FailedError
@@ -15,128 +14,136 @@ from .services import Service
 from .systemd import Systemd
 
 QUESTION = "Say hello."
-PAUSE = 0.2  # between two looks at a service that is loading
+PAUSE = 0.2  # between two looks at a service that is starting
+ANSWER = 60.0  # seconds that one short completion may take
 
 
 class Prober(Protocol):
     """Each method returns what was proven, for the report, or raises FailedError."""
 
     def model(self, service: Service) -> dict[str, Any]: ...
+    def trial(self, manifest: Manifest) -> dict[str, Any]: ...
     def gateway(self, manifest: Manifest, service: Service) -> dict[str, Any]: ...
-    def trial(self, manifest: Manifest, release: Path) -> dict[str, Any]: ...
 
 
-def ask(
-    port: int, path: str, body: Any = None, *, timeout: float = 10.0, key: str = "", host: str = "127.0.0.1"
-) -> tuple[int, dict[str, str], Any]:
-    """One request; the answer's status, headers and JSON. Anything that is no JSON object is a
-    FailedError."""
-    method = "GET" if body is None else "POST"
-    connection = http.client.HTTPConnection(host, port, timeout=timeout)
-    headers = {"Content-Type": "application/json", "X-Citadel-Probe": "release"}
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
-    try:
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
-        response = connection.getresponse()
-        raw = response.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise FailedError(f"{method} {path} on port {port}: {error or type(error).__name__}") from error
-    finally:
-        connection.close()
-    try:
-        value = json.loads(raw)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise FailedError(
-            f"{method} {path} on port {port} answered {response.status} with something that is no JSON object"
-        )
-    return response.status, {name.lower(): content for name, content in response.getheaders()}, value
+class WrongError(FailedError):
+    """An answer that waiting does not make right."""
 
 
-def prove_model(port: int, served: str, task: str, timeout: float, key: str = "") -> dict[str, Any]:
-    """The served name and one deterministic answer."""
-    status, _, listing = ask(port, "/v1/models", timeout=timeout, key=key)
-    names = [str(entry.get("id")) for entry in listing.get("data", []) if isinstance(entry, dict)]
-    if status != 200 or served not in names:
-        raise FailedError(f"port {port} serves {', '.join(names) or 'nothing'} ({status}), not {served}")
-    return prove_answer(port, served, task, timeout, key)
+class StrangerError(WrongError):
+    """The gateway serves nobody whom it does not know, or has served this stranger enough."""
 
 
-def prove_answer(port: int, served: str, task: str, timeout: float, key: str = "") -> dict[str, Any]:
+class Connection:
+    """One connection kept for several questions, so that one process answers them all."""
+
+    def __init__(self, port: int, key: str = "", host: str = "127.0.0.1") -> None:
+        self._http = http.client.HTTPConnection(host, port, timeout=ANSWER)
+        self._key = key
+        self.port = port
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    @property
+    def own_port(self) -> int:
+        return int(self._http.sock.getsockname()[1]) if self._http.sock else 0
+
+    def ask(self, path: str, body: Any = None) -> tuple[int, dict[str, Any]]:
+        """Status and JSON object; anything else is a FailedError."""
+        method = "GET" if body is None else "POST"
+        headers = {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        try:
+            self._http.request(method, path, None if body is None else json.dumps(body), headers)
+            response = self._http.getresponse()
+            raw = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise FailedError(f"{method} {path} on port {self.port}: {error or type(error).__name__}") from error
+        try:
+            value = json.loads(raw)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise WrongError(f"{method} {path} on port {self.port} answered {response.status} with no JSON object")
+        return response.status, value
+
+
+def listed(connection: Connection) -> set[str]:
+    """The models that a server names."""
+    status, listing = connection.ask("/v1/models")
+    if status != 200:
+        raise _refused("the list of models", status, listing)
+    return {str(entry.get("id")) for entry in listing.get("data", []) if isinstance(entry, dict)}
+
+
+def answer(connection: Connection, model: str, task: str) -> dict[str, Any]:
+    """One deterministic answer of a model."""
     begun = time.monotonic()
     if task == "embeddings":
         path = "/v1/embeddings"
-        body: dict[str, Any] = {"model": served, "input": QUESTION}
+        body: dict[str, Any] = {"model": model, "input": QUESTION}
     else:
         path = "/v1/chat/completions"
-        body = {
-            "model": served,
-            "messages": [{"role": "user", "content": QUESTION}],
-            "max_tokens": 8,
-            "temperature": 0,
-            "seed": 0,
-        }
-    status, headers, answer = ask(port, path, body, timeout=timeout, key=key)
+        messages = [{"role": "user", "content": QUESTION}]
+        body = {"model": model, "messages": messages, "max_tokens": 8, "temperature": 0, "seed": 0}
+    status, value = connection.ask(path, body)
     if status != 200:
-        raise FailedError(f"{served} on port {port} answered {status}: {_message(answer)}")
-    text = _sense(answer, task)
+        raise _refused(model, status, value)
+    text = _sense(value, task)
     if text is None:
-        raise FailedError(f"{served} on port {port} answered 200, but with nothing that can be read as an answer")
-    return {
-        "model": served,
-        "port": port,
-        "seconds": round(time.monotonic() - begun, 3),
-        "answer": text,
-        "release": headers.get("x-citadel-release", ""),
-    }
+        raise WrongError(f"{model} on port {connection.port} answered nothing that can be read as an answer")
+    return {"model": model, "seconds": round(time.monotonic() - begun, 3), "answer": text}
 
 
-def _message(answer: dict[str, Any]) -> str:
-    error = answer.get("error", answer)
-    return str(error.get("message", error) if isinstance(error, dict) else error)[:200]
+def _refused(what: str, status: int, value: dict[str, Any]) -> FailedError:
+    error = value.get("error", value)
+    said = str(error.get("message", error) if isinstance(error, dict) else error)[:200]
+    text = f"{what}: {status}, {said}"
+    if status in {401, 403, 429}:
+        return StrangerError(text)
+    # Not being ready passes; a client's error does not, however long one waits.
+    return FailedError(text) if status in {502, 503, 504} else WrongError(text)
 
 
-def _sense(answer: dict[str, Any], task: str) -> str | None:
+def _sense(value: dict[str, Any], task: str) -> str | None:
     """The text of an answer, or None if it is none: a wrong shape or nothing in it is no proof."""
     try:
         if task == "embeddings":
-            vector = answer["data"][0]["embedding"]
-            return f"a vector of {len(vector)}" if any(float(value) for value in vector) else None
-        text = answer["choices"][0]["message"]["content"]
-        tokens = int(answer["usage"]["completion_tokens"])
+            vector = value["data"][0]["embedding"]
+            return f"a vector of {len(vector)}" if any(float(number) for number in vector) else None
+        text = value["choices"][0]["message"]["content"]
+        tokens = int(value["usage"]["completion_tokens"])
     except (KeyError, IndexError, TypeError, ValueError):
         return None
     return text if isinstance(text, str) and text.strip() and tokens > 0 else None
 
 
-def await_ready(
+def await_proof(
     systemd: Systemd,
     service: Service,
     prove: Callable[[], dict[str, Any]],
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> dict[str, Any]:
-    """Wait for a proof as long as the unit lives and its time lasts; a crash is reported as soon as it shows.
-    Wait for a proof as long as the unit lives and its time lasts; a crash is reported as soon as it shows."""
+    """Ask until the proof succeeds, the unit is dead, the answer is wrong, or the time is over."""
     begun = clock()
     while True:
         state = systemd.show(service.unit)
-        if state.given_up:
-            raise FailedError(
-                f"{service.unit} is {state.active} ({state.sub}). Its last words: {_last(systemd, service.unit)}"
-            )
         try:
+            if state.given_up:
+                raise WrongError(f"{service.unit} is {state.active} ({state.sub})")
             return prove()
         except FailedError as error:
-            if clock() - begun > service.timeout:
-                raise FailedError(
-                    f"{service.unit} was not ready after {service.timeout:.0f} s: {error}. "
-                    f"Its last words: {_last(systemd, service.unit)}"
-                ) from error
+            if isinstance(error, WrongError) or clock() - begun > service.timeout:
+                late = "" if isinstance(error, WrongError) else f" after {service.timeout:.0f} s"
+                words = " | ".join(line.strip() for line in systemd.log(service.unit, 5) if line.strip())[-600:]
+                raise FailedError(f"{service.unit} is not proven{late}: {error}. Its last words: {words}") from error
         pause(PAUSE)
-
-
-def _last(systemd: Systemd, unit: str) -> str:
-    return " | ".join(line.strip() for line in systemd.log(unit, 5) if line.strip())[-600:] or "none"

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
+from .. import ready
 from . import files
+from .credential import Credential
 from .failure import FailedError
 from .layout import Layout
 from .manifest import Manifest
-from .probe import ask, await_ready, prove_answer, prove_model
+from .peer import family, server_of
+from .probe import Connection, StrangerError, WrongError, answer, await_proof, listed
 from .services import GATEWAY_TEMPLATE, Service
 from .systemd import Systemd
 from .trial import UNIT, free_port, trial_unit
 
-ANSWER = 60.0  # seconds that one short completion may take
 TRIAL = 60.0  # seconds that a gateway may take to come up on its side port
 
 
@@ -23,45 +24,76 @@ class HttpProber:
     def __init__(self, layout: Layout, systemd: Systemd) -> None:
         self._layout = layout
         self._systemd = systemd
+        self._credential = Credential(layout)
+
+    def __enter__(self) -> HttpProber:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._credential.revoke()
 
     def model(self, service: Service) -> dict[str, Any]:
-        return await_ready(
-            self._systemd, service, lambda: prove_model(service.port, service.served, service.task, ANSWER)
-        )
+        url = f"http://127.0.0.1:{service.port}"
+        try:
+            proof = ready.wait(service.name, url, service.served, service.task, timeout=service.timeout)
+        except ready.NotReady as error:
+            raise FailedError(str(error)) from error
+        if not proof.answer:
+            raise FailedError(f"{service.served} on port {service.port} answered with an empty text")
+        return asdict(proof)
 
-    def gateway(self, manifest: Manifest, service: Service) -> dict[str, Any]:
-        return await_ready(self._systemd, service, self._answers(manifest, service.port))
-
-    def trial(self, manifest: Manifest, release: Path) -> dict[str, Any]:
-        template = (release / "units" / GATEWAY_TEMPLATE).read_text(encoding="utf-8")
+    def trial(self, manifest: Manifest) -> dict[str, Any]:
+        """On a side port, alone, before any client can meet it."""
+        template = self._layout.release(manifest.id) / "units" / GATEWAY_TEMPLATE
         port = free_port()
         unit = self._layout.root / "run/systemd/system" / UNIT
-        files.write(unit, trial_unit(template, manifest.id, port))
+        files.write(unit, trial_unit(template.read_text(encoding="utf-8"), manifest.id, port))
+        tried = Service(UNIT, "gateway", "", port=port, timeout=TRIAL)
         try:
             self._systemd.reload()
-            self._systemd.start(UNIT, wait=False)
-            return await_ready(
-                self._systemd, Service(UNIT, "gateway", "", timeout=TRIAL), self._answers(manifest, port)
-            )
+            self._systemd.start(UNIT, wait=True)
+            return await_proof(self._systemd, tried, lambda: self._introduced(manifest, tried))
         finally:
             self._systemd.stop(UNIT, wait=True)
             unit.unlink()
 
-    def _answers(self, manifest: Manifest, port: int) -> Callable[[], dict[str, Any]]:
+    def gateway(self, manifest: Manifest, service: Service) -> dict[str, Any]:
+        """On the port that clients use. An older gateway may share it: only this one's own answers count."""
+        return await_proof(self._systemd, service, lambda: self._introduced(manifest, service))
+
+    def _introduced(self, manifest: Manifest, service: Service) -> dict[str, Any]:
+        """The proof, with a key if it takes one."""
+        try:
+            return self._answers(manifest, service)
+        except StrangerError as error:
+            if not self._credential.secret:
+                self._key(manifest)
+            # The gateway reads its keys again in a moment: that passes.
+            raise FailedError(str(error)) from error
+
+    def _key(self, manifest: Manifest) -> None:
+        try:
+            self._credential.make(manifest)
+        except FailedError as error:
+            raise WrongError(str(error)) from error
+
+    def _answers(self, manifest: Manifest, service: Service) -> dict[str, Any]:
         """The gateway lists every model of the release, and each of them answers through it."""
-        models = [service for service in manifest.services if service.kind == "model"]
+        wanted = {model.served: model.task for model in manifest.services if model.kind == "model"}
+        pid = self._systemd.show(service.unit).pid
+        with self._connected(service.port, pid) as connection:
+            missing = sorted(wanted.keys() - listed(connection))
+            if missing:
+                raise FailedError(f"the gateway on port {service.port} does not list {', '.join(missing)}")
+            answers = [answer(connection, model, task) for model, task in sorted(wanted.items())]
+        return {"port": service.port, "process": pid, "answers": answers}
 
-        def prove() -> dict[str, Any]:
-            status, _, listing = ask(port, "/v1/models")
-            names = {str(entry.get("id")) for entry in listing.get("data", []) if isinstance(entry, dict)}
-            if status != 200 or not {model.served for model in models} <= names:
-                raise FailedError(
-                    f"the gateway on port {port} lists {', '.join(sorted(names)) or 'nothing'} ({status})"
-                )
-            answers = {model.served: model.task for model in models}
-            return {
-                "port": port,
-                "answers": [prove_answer(port, served, task, ANSWER) for served, task in sorted(answers.items())],
-            }
-
-        return prove
+    def _connected(self, port: int, pid: int, attempts: int = 200) -> Connection:
+        """A connection that this process has accepted; the kernel hands them out as it likes."""
+        for _ in range(attempts):
+            connection = Connection(port, self._credential.secret)
+            listed(connection)
+            if server_of(connection.own_port, port, family(pid)):
+                return connection
+            connection.close()
+        raise FailedError(f"process {pid} accepted none of {attempts} connections to port {port}")

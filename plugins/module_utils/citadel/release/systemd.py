@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from .failure import FailedError
+
+ATTEMPTS = 5
+_LOST = re.compile("disconnected from message bus|Connection (refused|reset)|Transport endpoint|timed out")
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,13 @@ class Systemctl:
         self._proc = proc
 
     def show(self, unit: str) -> UnitState:
-        output = self._ask("show", "--property=ActiveState,SubState,MainPID", unit)
+        output = self._ask("show", "--property=ActiveState,SubState,MainPID,Job", unit)
         values = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
+        # A start that waits in the queue has not failed, though the unit still shows what it was before.
+        queued = values.get("Job", "0") not in {"", "0"}
         return UnitState(
-            values.get("ActiveState", "inactive"),
-            values.get("SubState", "dead"),
+            "activating" if queued else values.get("ActiveState", "inactive"),
+            "queued" if queued else values.get("SubState", "dead"),
             int(values.get("MainPID") or 0),
         )
 
@@ -80,7 +87,12 @@ class Systemctl:
         self._do("restart", *([] if wait else ["--no-block"]), unit)
 
     def stop(self, unit: str, *, wait: bool) -> None:
-        self._do("stop", *([] if wait else ["--no-block"]), unit)
+        try:
+            self._do("stop", *([] if wait else ["--no-block"]), unit)
+        except FailedError as error:
+            # What systemd does not know does not run.
+            if "not loaded" not in str(error):
+                raise
 
     def verify(self, units: Iterable[Path]) -> list[str]:
         paths = [str(path) for path in units]
@@ -99,6 +111,12 @@ class Systemctl:
 
     def _do(self, *arguments: str) -> None:
         done = _run(["systemctl", *arguments])
+        for _ in range(ATTEMPTS - 1):
+            if not done.returncode or not _LOST.search(done.stderr):
+                break
+            # systemd was re-executing itself, by an update of its package for one; every act here can be repeated.
+            time.sleep(1)
+            done = _run(["systemctl", *arguments])
         if done.returncode:
             raise FailedError(f"systemctl {' '.join(arguments)}: {done.stderr.strip() or done.returncode}")
 

@@ -7,17 +7,26 @@ import json
 import subprocess
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .failure import RefusedError
+from .journal import read_story
 from .layout import Layout
 from .lock import holder
 
 UNIT = "citadel-activate.service"
 RESULTS = Path("/run/citadel-release")
 PYTHON = "/usr/bin/python3"
+PAUSE = 0.2
+
+Run = Callable[[list[str]], subprocess.CompletedProcess[str]]
+
+
+def _run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, check=False)
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,8 @@ class Request:
     release: str = ""
     force: bool = False
     who: str = ""
+    keep: int = 5
+    keep_bad: int = 2
 
     def arguments(self, result: Path) -> list[str]:
         base = [PYTHON, "-B", "-m", "citadel", "release", self.act]
@@ -35,6 +46,7 @@ class Request:
             base += ["--to", self.release]
         if self.act != "recover":
             base += ["--who", self.who or "somebody", *(["--force"] if self.force else [])]
+            base += ["--keep", str(self.keep), "--keep-bad", str(self.keep_bad)]
         return [*base, "--result", str(result)]
 
 
@@ -69,31 +81,61 @@ def begin(layout: Layout, request: Request) -> Path:
     """Start it; the file in which its outcome will be."""
     RESULTS.mkdir(mode=0o755, exist_ok=True)
     result = RESULTS / f"{uuid.uuid4().hex}.json"
-    done = subprocess.run(command(layout, request, result), capture_output=True, text=True, check=False)
-    if done.returncode:
-        if "already" in done.stderr:
-            raise RefusedError(holder(layout))
-        raise RefusedError(f"The transaction could not be started: {done.stderr.strip()}")
+    start(command(layout, request, result), layout)
     return result
+
+
+def start(arguments: list[str], layout: Layout, run: Run = _run, patience: float = 10.0) -> None:
+    """A unit that ended a moment ago may not be gone yet; one that runs is somebody else's transaction."""
+    limit = time.monotonic() + patience
+    while (done := run(arguments)).returncode:
+        if "already" not in done.stderr or time.monotonic() > limit:
+            raise RefusedError(f"The transaction could not be started: {done.stderr.strip()}")
+        if active(run):
+            raise RefusedError(holder(layout))
+        time.sleep(PAUSE)
 
 
 def follow(result: Path, timeout: float) -> dict[str, Any]:
     limit = time.monotonic() + timeout
     while time.monotonic() < limit:
         # Asked before the file is looked for, so that an end between the two is not taken for a loss.
-        over = not _active()
+        over = not active()
         if result.exists():
             outcome: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
             if over or outcome["outcome"] != "stuck":
                 return outcome
         elif over:
             raise RefusedError(f"The transaction ended without a word. `journalctl -u {UNIT}` on the host says more.")
-        time.sleep(0.3)
+        time.sleep(PAUSE)
     raise RefusedError(
         f"The transaction still runs after {timeout:.0f} s. It goes on by itself: `journalctl -fu {UNIT}`."
     )
 
 
-def _active() -> bool:
-    done = subprocess.run(["systemctl", "is-active", UNIT], capture_output=True, text=True, check=False)
+def follow_step(layout: Layout, result: Path, name: str, timeout: float) -> float | None:
+    """Wait until a step has ended; how long it took, or None if the transaction ended without it."""
+    limit = time.monotonic() + timeout
+    while time.monotonic() < limit:
+        over = result.exists() or not active()
+        for step in steps(layout):
+            if step["name"] == name:
+                return float(step["seconds"])
+        if over:
+            return None
+        time.sleep(PAUSE)
+    return None
+
+
+def steps(layout: Layout) -> list[dict[str, Any]]:
+    """The completed steps of the open transaction, or of the last one that ended."""
+    story = read_story(layout)
+    if story is None:
+        newest = max(layout.journals.glob("*.jsonl"), default=None, key=lambda path: path.name)
+        story = read_story(layout, newest) if newest else None
+    return story.steps() if story else []
+
+
+def active(run: Run = _run) -> bool:
+    done = run(["systemctl", "is-active", UNIT])
     return done.stdout.strip() in {"active", "activating", "deactivating", "reloading"}

@@ -36,7 +36,7 @@ Type=notify
 User=nobody
 Environment=CITADEL_DIGEST={digest} PYTHONPATH=/opt/citadel/releases/%i/gateway
 ExecStart={environment}/bin/python -B -m citadel_gateway serve --config /opt/citadel/releases/%i/config/gateway.yml
-Sockets=citadel-gateway.socket
+Sockets=citadel-gateway-api.socket citadel-gateway-control.socket
 Restart=always
 RestartSec=1
 TimeoutStopSec=60
@@ -45,19 +45,14 @@ WantedBy=multi-user.target
 """
 SOCKET = """\
 [Socket]
-ListenStream=8000
-FileDescriptorName=api
+ListenStream={stream}
+FileDescriptorName={name}
 Service=citadel-gateway.service
 [Install]
 WantedBy=sockets.target
 """
-WAKE = """\
-[Unit]
-Description=Start the live release's gateway when a client comes and none runs
-[Service]
-Type=oneshot
-ExecStart=/bin/sh -c 'exec systemctl start "citadel-gateway@$(basename $(readlink /opt/citadel/current)).service"'
-"""
+KEEPER = "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n"
+STREAMS = {"api": "8000", "control": "/run/citadel-gateway/control.sock"}
 
 
 def content(models: dict[str, dict[str, Any]], gateway: dict[str, Any] | None = None) -> dict[str, str]:
@@ -71,8 +66,11 @@ def content(models: dict[str, dict[str, Any]], gateway: dict[str, Any] | None = 
         "units/citadel-gateway@.service": GATEWAY.format(
             digest=_digest(configuration, program), environment=ENVIRONMENT
         ),
-        "units/citadel-gateway.socket": SOCKET,
-        "units/citadel-gateway.service": WAKE,
+        **{
+            f"units/citadel-gateway-{name}.socket": SOCKET.format(name=name, stream=stream)
+            for name, stream in STREAMS.items()
+        },
+        "units/citadel-gateway.service": KEEPER,
         "units/citadel-recover.service": RECOVER.read_text(),
         "config/gateway.yml": configuration,
         "gateway/citadel_gateway/__main__.py": program,

@@ -18,9 +18,9 @@ if sys.argv[1] == "check-config":
     configuration = json.loads(Path(sys.argv[2]).read_text())
     sys.exit("gateway.yml: models: there are none" if not configuration.get("models") else 0)
 models: dict[str, int] = configuration["models"]
-busy = threading.Semaphore(0)
 stopping = threading.Event()
 HELD = 30.0
+shut: set[int] = set()  # models that are drained
 
 
 def relay(port: int, method: str, path: str, body: bytes) -> bytes:
@@ -28,6 +28,8 @@ def relay(port: int, method: str, path: str, body: bytes) -> bytes:
     limit = time.monotonic() + HELD
     while True:
         try:
+            while port in shut:
+                time.sleep(0.02)
             upstream = http.client.HTTPConnection("127.0.0.1", port, timeout=HELD)
             upstream.request(method, path, body, {"Content-Type": "application/json"})
             response = upstream.getresponse()
@@ -45,7 +47,12 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(json.dumps({"data": [{"id": name} for name in models]}).encode())
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        if self.path.startswith("/management/replicas/"):
+            name, verb = self.path.partition("?")[0].split("/")[3:5]
+            (shut.add if verb == "drain" else shut.discard)(models[name])
+            self.answer(b"{}")
+            return
         wanted = json.loads(body)["model"]
         if configuration.get("wrong"):
             self.answer(b'"nonsense"')
@@ -71,16 +78,21 @@ class Server(ThreadingHTTPServer):
     block_on_close = True
 
 
-def listening() -> Server:
-    if "--bind" in sys.argv:
-        host, port = sys.argv[sys.argv.index("--bind") + 1].split(":")
-        return Server((host, int(port)), Handler)
+def on_socket(number: int) -> Server:
     server = Server(("127.0.0.1", 0), Handler, bind_and_activate=False)
     server.socket.close()
-    server.socket = socket.socket(fileno=3)
+    server.socket = socket.socket(fileno=number)
     # Two processes share the socket: whoever comes second to a connection must not wait for the next one.
     server.socket.setblocking(False)
     return server
+
+
+def listening() -> list[Server]:
+    if "--bind" in sys.argv:
+        host, port = sys.argv[sys.argv.index("--bind") + 1].split(":")
+        return [Server((host, int(port)), Handler)]
+    names = os.environ["LISTEN_FDNAMES"].split(":")
+    return [on_socket(3 + number) for number, _ in enumerate(names)]
 
 
 def notify(state: bytes) -> None:
@@ -91,12 +103,18 @@ def notify(state: bytes) -> None:
 
 def stop(*_: object) -> None:
     stopping.set()
-    threading.Thread(target=server.shutdown).start()
+    for server in servers:
+        threading.Thread(target=server.shutdown).start()
 
 
-server = listening()
+servers = listening()
 signal.signal(signal.SIGTERM, stop)
 time.sleep(float(configuration.get("load", 0)))
 notify(b"READY=1")
-server.serve_forever(poll_interval=0.05)
-server.server_close()
+threads = [threading.Thread(target=server.serve_forever, args=(0.05,)) for server in servers]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+for server in servers:
+    server.server_close()

@@ -1,0 +1,66 @@
+"""The gateway's door to a model: shut while the model is replaced, so that requests wait instead of failing."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+from pathlib import Path
+from typing import Protocol
+
+from .layout import Layout
+
+IDLE = 30.0  # seconds that running requests get to end before their model is stopped
+
+
+class Gate(Protocol):
+    """Each method says whether a gateway was there to hear it; a host without one has nobody to keep waiting."""
+
+    def shut(self, instance: str) -> bool: ...
+    def open(self, instance: str) -> bool: ...
+
+
+class ManagementGate:
+    """The management API on the gateway's own socket, which needs no key: the file's mode has said who may."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def shut(self, instance: str) -> bool:
+        return self._post(f"/management/replicas/{instance}/drain?wait={IDLE:.0f}")
+
+    def open(self, instance: str) -> bool:
+        return self._post(f"/management/replicas/{instance}/undrain")
+
+    def _post(self, path: str) -> bool:
+        where = control_socket(self._layout)
+        if where is None:
+            return False
+        connection = _UnixConnection(where)
+        try:
+            connection.request("POST", path)
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+def control_socket(layout: Layout) -> Path | None:
+    """The listening socket of the live release that is a path."""
+    for unit in sorted((layout.current / "units").glob("citadel-gateway*.socket")):
+        found = re.search(r"^ListenStream=(/\S+)", unit.read_text(encoding="utf-8"), re.MULTILINE)
+        if found:
+            return layout.inside(found.group(1))
+    return None
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=IDLE + 10)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))

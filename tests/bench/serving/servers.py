@@ -1,0 +1,71 @@
+"""Servers that are started, waited for, and stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Server:
+    name: str
+    command: tuple[str, ...]
+    port: int
+    model: str = "large"
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/v1/models", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+
+@contextmanager
+def running(server: Server, log: Path, timeout: float = 600.0) -> Iterator[float]:
+    """The seconds until it answered; stopped at the end, with all that it started."""
+    if server.answers():
+        raise RuntimeError(f"something else answers on {server.url}; stop it, or choose another --port")
+    began = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            server.command,
+            env={**os.environ, **server.environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            while not server.answers():
+                if process.poll() is not None or time.monotonic() - began > timeout:
+                    raise RuntimeError(f"{server.name} did not start; its last words:\n{log.read_text()[-2000:]}")
+                time.sleep(0.2)
+            yield time.monotonic() - began
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                kill_group(process.pid)
+
+
+def kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

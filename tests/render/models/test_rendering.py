@@ -1,0 +1,175 @@
+"""What the role `models` renders, by running it in check mode on this machine: a model more is one stanza more."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lab import tiny_models
+
+ROOT = Path(__file__).resolve().parents[3]
+PLAYBOOK = """
+- hosts: localhost
+  connection: local
+  gather_facts: false
+  roles: [models]
+  tasks:
+    - ansible.builtin.copy:
+        content: "{{ {'files': models_release_files, 'instances': models_instances} | to_json }}"
+        dest: "{{ out }}"
+        mode: "0644"
+      check_mode: false
+"""
+SMALL = {"revision": "r1", "cores": 1, "kv_cache_gib": 0.25}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_models.main([str(folder)])
+    shutil.copytree(folder / "phi-3-mini", folder / "fifth")
+    return folder
+
+
+def render(tiny: Path, tmp_path: Path, models: dict[str, Any]) -> tuple[dict[str, str], list[dict[str, Any]], str]:
+    """The files of the release, the instances, and what the run said; `models` upon a catalogue of phi-3-mini alone."""
+    committed = yaml.safe_load((ROOT / "group_vars/llm_servers/models.yml").read_text(encoding="utf-8"))
+    only = {"phi-3-mini": {**committed["citadel_models"]["phi-3-mini"], **SMALL}}
+    variables = {
+        "models_catalogue": {name: {**only.get(name, {}), **stanza} for name, stanza in {**only, **models}.items()},
+        "models_defaults": committed["citadel_models_defaults"],
+        "models_source": {"kind": "directory", "path": f"{tiny}/{{model}}"},
+        "models_environment": "/opt/citadel/envs/vllm-0123456789ab",
+        "models_root": str(tmp_path / "models"),
+        "models_cache_root": "/opt/cache",
+        "models_state_root": "/opt/citadel/state",
+        "models_current": "/opt/citadel/current",
+        "models_user": "agent0",
+        "models_group": "agent0",
+        "models_share_cores": True,
+        "models_reserve_gib": 0.5,
+        "out": str(tmp_path / "out.json"),
+    }
+    (tmp_path / "play.yml").write_text(PLAYBOOK)
+    (tmp_path / "variables.json").write_text(json.dumps(variables))
+    done = subprocess.run(
+        ["ansible-playbook", "-i", "localhost,", tmp_path / "play.yml", "--check", "-e", f"@{tmp_path}/variables.json"],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    said = done.stdout + done.stderr
+    if done.returncode:
+        return {}, [], said
+    found = json.loads((tmp_path / "out.json").read_text())
+    return found["files"], found["instances"], said
+
+
+def test_one_model(tiny: Path, tmp_path: Path) -> None:
+    files, _, said = render(tiny, tmp_path, {})
+    assert sorted(files) == [
+        "config/models/phi-3-mini.env",
+        "config/models/phi-3-mini.yml",
+        "units/citadel-llm.target",
+        "units/citadel-llm@.service",
+        "units/citadel-llm@phi-3-mini.service.d/plan.conf",
+    ], said
+    assert not (tmp_path / "models").exists(), "check mode changed something"
+    options = yaml.safe_load(files["config/models/phi-3-mini.yml"])
+    assert options["port"] == 11403
+    assert options["model"] == f"{tmp_path}/models/phi-3-mini/r1"
+    assert options["kv-cache-memory-bytes"] == 2**28
+    assert "CITADEL_DIGEST=" in files["config/models/phi-3-mini.env"]
+
+
+def test_a_fifth_model_is_one_stanza(tiny: Path, tmp_path: Path) -> None:
+    before, _, _ = render(tiny, tmp_path, {})
+    stanza = {
+        **SMALL,
+        "repository": "some/thing",
+        "port": 11404,
+        "context": 2048,
+        "batched_tokens": 1024,
+        "sequences": 16,
+        "concurrent": 10,
+        "timeout": 60,
+    }
+    after, instances, said = render(tiny, tmp_path, {"fifth": stanza})
+    assert after, said
+    assert [one["name"] for one in instances] == ["phi-3-mini", "fifth"]
+    assert {name for name in after if "fifth" in name} == set(after) - set(before)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"units/citadel-llm.target"}, "the others are left alone, so they do not restart"
+    assert "Wants=citadel-llm@fifth.service" in after["units/citadel-llm.target"]
+
+
+def test_a_second_replica_is_one_line(tiny: Path, tmp_path: Path) -> None:
+    files, instances, said = render(tiny, tmp_path, {"phi-3-mini": {"replicas": 2}})
+    assert [(one["name"], one["port"], one["model"]) for one in instances] == [
+        ("phi-3-mini-1", 11403, "phi-3-mini"),
+        ("phi-3-mini-2", 11503, "phi-3-mini"),
+    ], said
+    served = {yaml.safe_load(files[f"config/models/phi-3-mini-{one}.yml"])["served-model-name"] for one in (1, 2)}
+    assert served == {"phi-3-mini"}
+
+
+def test_an_embeddings_model_is_one_stanza(tiny: Path, tmp_path: Path) -> None:
+    stanza = {
+        **SMALL,
+        "kind": "embeddings",
+        "repository": "some/vectors",
+        "port": 11404,
+        "context": 512,
+        "batched_tokens": 512,
+        "sequences": 16,
+        "concurrent": 10,
+        "timeout": 10,
+    }
+    files, instances, said = render(tiny, tmp_path, {"tiny-embeddings": stanza})
+    assert files, said
+    options = yaml.safe_load(files["config/models/tiny-embeddings.yml"])
+    assert options["runner"] == "pooling"
+    assert 0 < options["kv-cache-memory-bytes"] <= 2**26, "left out, vLLM asks for nearly all memory of the host"
+    assert instances[1]["hidden_size"] == 128
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"port": 80}, "citadel_models.phi-3-mini.port = 80"),
+        ({"context": 100000}, "takes 4096 tokens at most"),
+        ({"kv_cache_gib": 100000}, "Smallest changes that make it fit"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_touched(
+    tiny: Path, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    files, _, said = render(tiny, tmp_path, {"phi-3-mini": change})
+    assert not files
+    assert words in said
+    assert not (tmp_path / "models").exists()
+
+
+def test_the_unit_is_hardened(tiny: Path, tmp_path: Path) -> None:
+    files, _, _ = render(tiny, tmp_path, {})
+    unit = tmp_path / "citadel-llm@.service"
+    unit.write_text(files["units/citadel-llm@.service"])
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not on this machine; the lab's hosts have it")
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", str(unit)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-400:] + done.stderr

@@ -1,0 +1,42 @@
+"""The catalogue as it is committed, and tiny models on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from citadel import catalogue
+from lab import tiny_models
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="session")
+def committed() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((ROOT / "group_vars/llm_servers/models.yml").read_text(encoding="utf-8"))
+    return found
+
+
+Models = Callable[..., list[catalogue.Model]]
+
+
+@pytest.fixture
+def models(committed: dict[str, Any]) -> Models:
+    """The committed models, with overrides by model name."""
+
+    def parse(overrides: dict[str, Any] | None = None, extra: dict[str, Any] | None = None) -> list[catalogue.Model]:
+        stanzas = {**committed["citadel_models"], **(extra or {})}
+        return catalogue.parse(catalogue.complete(stanzas, committed["citadel_models_defaults"], overrides))
+
+    return parse
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    assert tiny_models.main([str(folder)]) == 0
+    return folder

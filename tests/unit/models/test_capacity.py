@@ -1,0 +1,284 @@
+"""The plan: what fits gets disjoint cores and enough memory; what does not fit is refused with the sum."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from citadel import capacity, catalogue, observed, serving
+from citadel.__main__ import main as cli
+from citadel.capacity import DoesNotFit
+from citadel.catalogue import CatalogueError
+from citadel.needs import Knowledge, Measured
+from citadel.placement import Settings
+from citadel.topology import GIB, Host
+from citadel.variants import Processor, obstacle
+
+ROOT = Path(__file__).resolve().parents[3]
+ROOMY = Host.sketched(32, 256 * GIB)
+
+
+def test_a_roomy_host_takes_all_in_bf16(models: Any) -> None:
+    plan = capacity.plan(models(), ROOMY)
+    assert {one.need.variant for one in plan.placed} == {"bf16"}
+    assert [len(one.cpus) for one in plan.placed] == [8, 4, 4, 2]
+    assert [len(one.threads) for one in plan.placed] == [7, 3, 3, 1]
+    assert "██" in plan.report()
+
+
+def test_refuses_the_documents_memory_with_the_numbers(models: Any) -> None:
+    documents = {"mixtral-8x7b": 90, "hermes-2": 15, "openchat-3.5": 8, "phi-3-mini": 4}
+    # even with the smallest cache that vLLM starts with
+    wanted = models({name: {"memory_gb": gb, "kv_cache_gib": 0} for name, gb in documents.items()})
+    with pytest.raises(DoesNotFit) as refusal:
+        capacity.plan(wanted, ROOMY)
+    text = str(refusal.value)
+    for name, gb in documents.items():
+        assert any(f"{name} needs" in line and f"{gb} GB" in line for line in text.splitlines()), text
+    for figure in ("87.0", "13.5", "7.1"):
+        assert figure in text
+
+
+def test_all_four_in_bf16_do_not_fit_128_gb(models: Any) -> None:
+    with pytest.raises(DoesNotFit, match="rule memory"):
+        capacity.plan(models(), Host.sketched(24, 128 * 10**9))
+
+
+def test_the_smallest_host_is_told_about_cores_too(models: Any) -> None:
+    with pytest.raises(DoesNotFit, match=r"rule cores: the models ask for 18, there are 16; lower `cores` by 2"):
+        capacity.plan(models(), Host.sketched(16, 256 * GIB))
+
+
+def test_proposes_what_really_makes_it_fit(models: Any) -> None:
+    with pytest.raises(DoesNotFit) as refusal:
+        capacity.plan(models(), Host.sketched(24, 128 * GIB, isa="amx"))
+    assert "- set citadel_models.mixtral-8x7b.variant: int8" in str(refusal.value)
+    quantised = {"variant": "int8", "variants": {"int8": {"repository": "owner/name", "revision": "r1"}}}
+    plan = capacity.plan(models({"mixtral-8x7b": quantised}), Host.sketched(24, 128 * GIB, isa="amx"))
+    assert plan.placed[0].need.variant == "int8"
+
+
+def test_picks_the_most_faithful_variant_that_fits(models: Any) -> None:
+    variants = {"int8": {"repository": "o/n", "revision": "r8"}, "int4": {"repository": "o/n", "revision": "r4"}}
+    several = models({"mixtral-8x7b": {"variants": variants}})
+    assert capacity.plan(several, ROOMY).placed[0].need.variant == "bf16"
+    plan = capacity.plan(several, Host.sketched(24, 128 * GIB, isa="amx"))
+    assert plan.placed[0].need.variant == "int8"
+    assert any("int8" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("variant", "moe", "isa", "runs"),
+    [
+        ("bf16", False, "avx2", True),
+        ("bf16", True, "avx2", True),
+        ("bf16", False, "none", False),
+        ("int8", False, "avx2", True),
+        ("int4", False, "avx2", False),
+        ("int4", False, "avx512", True),
+        ("int8", True, "avx512", False),
+        ("int4", True, "avx512", False),
+        ("int8", True, "amx", True),
+        ("int4", True, "amx", True),
+    ],
+)
+def test_the_processor_decides_what_runs(variant: str, moe: bool, isa: str, runs: bool) -> None:
+    assert (obstacle(variant, moe, Processor.named(isa)) == "") is runs
+
+
+def test_zentorch_lets_zen4_run_a_quantised_mixture() -> None:
+    flags = "vendor_id : AuthenticAMD\nflags : avx2 avx512f avx512bw avx512vl avx512_bf16\n"
+    assert obstacle("int8", True, Processor.of_cpuinfo(flags))
+    assert not obstacle("int8", True, Processor.of_cpuinfo(flags, zentorch=True))
+    older = flags.replace(" avx512_bf16", "")
+    assert obstacle("int8", True, Processor.of_cpuinfo(older, zentorch=True))
+
+
+def test_a_chosen_variant_that_the_processor_cannot_run_is_refused(models: Any) -> None:
+    variants = {"int4": {"repository": "o/n", "revision": "r4"}}
+    wanted = models({"mixtral-8x7b": {"variant": "int4", "variants": variants}})
+    with pytest.raises(CatalogueError, match=r"mixtral-8x7b.variant = 'int4'.*AMX.*AVX512"):
+        capacity.plan(wanted, ROOMY)
+
+
+def test_context_beyond_the_models_maximum(models: Any) -> None:
+    with pytest.raises(CatalogueError, match=r"phi-3-mini.context = 8192.*4096 tokens at most"):
+        capacity.plan(models({"phi-3-mini": {"context": 8192}}), ROOMY)
+
+
+def test_overlapping_cores(models: Any) -> None:
+    wanted = models({"hermes-2": {"cpus": "0-3"}, "openchat-3.5": {"cpus": "3-6"}})
+    with pytest.raises(CatalogueError, match=r"cpus = '(0-3|3-6)'.*core 3 belongs to another"):
+        capacity.plan(wanted, ROOMY)
+
+
+def test_cores_that_the_host_does_not_have(models: Any) -> None:
+    with pytest.raises(CatalogueError, match="no core 40"):
+        capacity.plan(models({"phi-3-mini": {"cpus": "40-41"}}), ROOMY)
+
+
+def test_an_unknown_model_is_not_guessed(models: Any, committed: dict[str, Any]) -> None:
+    stanza = {**committed["citadel_models"]["phi-3-mini"], "repository": "some/thing", "port": 11404}
+    with pytest.raises(CatalogueError, match=r"fifth.repository = 'some/thing'.*config.json"):
+        capacity.plan(models(extra={"fifth": stanza}), ROOMY)
+
+
+def test_each_numa_node_has_to_hold_what_is_on_it(models: Any) -> None:
+    # 192 GiB in all would do, but no node holds Mixtral
+    with pytest.raises(DoesNotFit, match=r"rule nodes: mixtral-8x7b needs 99.7 GiB"):
+        capacity.plan(models(), Host.sketched(24, 192 * GIB, nodes=2))
+
+
+def test_hugepages_and_tmpfs_are_counted(models: Any) -> None:
+    plan = capacity.plan(models(), Host.sketched(24, 170 * GIB))
+    spare = plan.host.memory - plan.settings.fixed_on(plan.host) - sum(one.need.total for one in plan.placed)
+    with pytest.raises(DoesNotFit, match="reserve no hugepages"):
+        capacity.plan(models(), Host.sketched(24, 170 * GIB, hugepages=spare + GIB))
+
+
+def test_the_disk_holds_this_revision_and_the_one_before(models: Any) -> None:
+    with pytest.raises(DoesNotFit, match=r"rule disk.*2 revisions"):
+        capacity.plan(models(), Host.sketched(32, 256 * GIB, disk=150 * GIB))
+    capacity.plan(models(), Host.sketched(32, 256 * GIB, disk=150 * GIB), Settings(revisions_kept=1))
+
+
+def phi_measured(models: Any, memory: float, load_seconds: float = 0.0) -> capacity.Plan:
+    measured = {"phi-3-mini": Measured(round(memory), load_seconds)}
+    return capacity.plan(models(), ROOMY, knowledge=Knowledge(measured=measured))
+
+
+def test_an_estimate_that_was_too_low_is_corrected_and_reported(models: Any) -> None:
+    estimate = capacity.plan(models(), ROOMY).placed[-1].need
+    plan = phi_measured(models, estimate.running * 1.2)
+    corrected = plan.placed[-1].need
+    assert estimate.running * 1.2 <= corrected.running < estimate.running * 1.2 + GIB / 2
+    assert any("phi-3-mini: the plan was off by +20%" in note for note in plan.notes)
+    again = phi_measured(models, estimate.running * 1.2 + 1000).placed[-1].need
+    assert again.total == corrected.total, "a few bytes more or less change nothing"
+
+
+def test_one_that_was_too_high_is_only_reported(models: Any) -> None:
+    estimate = capacity.plan(models(), ROOMY).placed[-1].need
+    plan = phi_measured(models, estimate.running * 0.8)
+    assert plan.placed[-1].need.total == estimate.total
+    assert any("off by -20%" in note for note in plan.notes)
+    assert not phi_measured(models, estimate.running * 1.05).notes
+
+
+def test_the_time_for_a_start_follows_the_last_one_in_steps(models: Any) -> None:
+    assert capacity.plan(models(), ROOMY).placed[0].start_seconds == 1200
+    assert phi_measured(models, 0, 70).placed[-1].start_seconds == 300
+    assert phi_measured(models, 0, 90).placed[-1].start_seconds == 300
+    assert phi_measured(models, 0, 20).placed[-1].start_seconds == 180
+
+
+def test_what_runs_is_found_by_its_unit(tmp_path: Path) -> None:
+    for pid, group, pss in (
+        (10, "citadel-llm@phi-3-mini.service", 100),
+        (11, "citadel-llm@phi-3-mini.service", 50),
+        (12, "ssh.service", 7),
+    ):
+        folder = tmp_path / "proc" / str(pid)
+        folder.mkdir(parents=True)
+        (folder / "cgroup").write_text(f"0::/system.slice/system-citadel.slice/{group}\n")
+        (folder / "smaps_rollup").write_text(
+            f"0-f ---p 0 00:00 0 [rollup]\nRss: 900 kB\nPss: {pss} kB\nPss_Anon: 1 kB\n"
+        )
+    (tmp_path / "load-seconds.json").write_text('{"phi-3-mini": 12.5, "hermes-2": 3}')
+    found = observed.observe(tmp_path, tmp_path / "proc")
+    assert found == {"phi-3-mini": Measured(150 * 1024, 12.5), "hermes-2": Measured(0, 3.0)}
+
+
+def test_the_face_prints_the_table_and_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    file = ["capacity", "--catalogue", str(ROOT / "group_vars/llm_servers/models.yml")]
+    assert cli([*file, "--host", "cores=24,ram=192"]) == 0
+    assert "mixtral-8x7b" in capsys.readouterr().out
+    assert cli([*file, "--host", "cores=24,ram=128,isa=amx"]) == 1
+    assert "Smallest changes" in capsys.readouterr().err
+    assert cli([*file, "--host", "ram=128"]) == 1
+    assert "say cores=<count>" in capsys.readouterr().err
+    assert cli(["capacity", "--catalogue", "/nowhere.yml"]) == 1
+    assert "/nowhere.yml is no catalogue" in capsys.readouterr().err
+
+
+def test_a_lab_shares_cores_evenly(models: Any) -> None:
+    small = models({name: {"cores": 1} for name in ("mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini")})
+    plan = capacity.plan(small, Host.sketched(2, 256 * GIB), Settings(share_cores=True))
+    assert [one.cpus for one in plan.placed].count((0,)) == 2
+    assert any("share cores" in note for note in plan.notes)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    cores=st.integers(4, 96),
+    memory=st.integers(32, 1024),
+    nodes=st.sampled_from([1, 2, 4]),
+    isa=st.sampled_from(["avx2", "avx512", "amx"]),
+    replicas=st.integers(1, 3),
+    share=st.booleans(),
+)
+def test_whatever_is_planned_keeps_the_rules(
+    committed: dict[str, Any], cores: int, memory: int, nodes: int, isa: str, replicas: int, share: bool
+) -> None:
+    variants = {"int8": {"repository": "o/n", "revision": "r8"}, "int4": {"repository": "o/n", "revision": "r4"}}
+    overrides = {name: {"variants": variants, "replicas": replicas} for name in committed["citadel_models"]}
+    found = catalogue.parse(
+        catalogue.complete(committed["citadel_models"], committed["citadel_models_defaults"], overrides)
+    )
+    host = Host.sketched(cores, memory * GIB, nodes=nodes, isa=isa)
+    asked = Settings(share_cores=share)
+    try:
+        plan = capacity.plan(found, host, asked)
+    except DoesNotFit as refusal:
+        assert "rule" in str(refusal)
+        return
+    assert sum(one.need.total for one in plan.placed) + asked.fixed_on(host) <= host.memory
+    for node in host.nodes:
+        used = sum(one.need.total for one in plan.placed if one.node == node.number)
+        assert used + asked.fixed_on(host) * node.memory / host.memory <= node.memory + len(host.nodes)
+    given_out = [cpu for one in plan.placed for cpu in one.cpus]
+    assert set(given_out) <= set(host.cpus)
+    if not share:
+        assert len(given_out) == len(set(given_out))
+        assert all(len(one.cpus) == one.need.model.cores for one in plan.placed)
+    for one in plan.placed:
+        assert set(one.threads) <= set(one.cpus)
+        assert one.memory_max > one.need.total
+        assert one.need.cache >= one.need.context_cache
+        assert not obstacle(one.need.variant, one.need.architecture.moe, host.processor)
+
+
+def places() -> serving.Places:
+    return serving.Places("/env", "/opt/models", "/opt/cache", ("/lib/a.so", "/lib/b.so"), "127.0.0.1", 30, "INFO")
+
+
+def test_the_units_get_what_was_planned(models: Any) -> None:
+    plan = capacity.plan(models(), ROOMY)
+    hermes = serving.instances(plan.placed, places())[1]
+    assert hermes["options"]["kv-cache-memory-bytes"] == 4 * GIB
+    assert hermes["options"]["tool-call-parser"] == "hermes"
+    assert hermes["options"]["enable-auto-tool-choice"] is True
+    assert hermes["options"]["max-num-queued-reqs"] == 80
+    assert hermes["environment"]["VLLM_CPU_OMP_THREADS_BIND"] == "8-10"
+    assert hermes["cpus"] == "8-11"
+    assert hermes["environment"]["HF_HUB_OFFLINE"] == "1"
+
+
+def test_metrics_and_the_queue_are_never_switched_off(models: Any) -> None:
+    for one in serving.instances(capacity.plan(models(), ROOMY).placed, places()):
+        assert "disable-log-stats" not in one["options"]
+        assert one["options"]["shutdown-timeout"] > 0
+        assert one["options"]["kv-cache-memory-bytes"] > 0
+
+
+def test_only_a_model_that_calls_tools_gets_a_parser(models: Any) -> None:
+    with_tools = [
+        one["name"]
+        for one in serving.instances(capacity.plan(models(), ROOMY).placed, places())
+        if "tool-call-parser" in one["options"]
+    ]
+    assert with_tools == ["hermes-2"]

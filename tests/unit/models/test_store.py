@@ -1,0 +1,375 @@
+"""The store against a real HTTP server that cuts connections, serves wrong bytes, is slow, or does not resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tarfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from citadel import fetch, sources, store
+from citadel.sources import SourceError, source_of
+from citadel.store import StoreError
+
+COMMIT = "0" * 39 + "1"
+
+
+class Hub(ThreadingHTTPServer):
+    """Speaks like the hub, and misbehaves as it is told."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.folder = folder
+        self.cut_after = 0  # bytes, then the connection is gone
+        self.cuts_left = 10**9
+        self.wrong = 0  # how often the weights come with a flipped byte
+        self.ranges = True
+        self.fail = 0  # how many requests get a 503
+        self.pause = 0.0  # before each piece
+        self.requests: Counter[str] = Counter()
+        self.offsets: list[int] = []
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.0"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def json(self, value: Any) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        hub = self.server
+        path = self.path.partition("?")[0]
+        hub.requests[path] += 1
+        with hub.lock:
+            if hub.fail:
+                hub.fail -= 1
+                self.send_error(503)
+                return
+        if path.startswith("/api/models/o/n/revision/"):
+            self.json({"sha": COMMIT})
+        elif path.startswith("/api/models/o/n/tree/"):
+            self.json([self.entry(one) for one in sorted(hub.folder.rglob("*")) if one.is_file()])
+        elif path.startswith("/o/n/resolve/") or path.startswith("/mirror/"):
+            self.file(hub.folder / path.split("/", 5 if path.startswith("/o/n") else 4)[-1])
+        else:
+            self.send_error(404)
+
+    def entry(self, path: Path) -> dict[str, Any]:
+        content = path.read_bytes()
+        found: dict[str, Any] = {
+            "type": "file",
+            "path": path.relative_to(self.server.folder).as_posix(),
+            "size": len(content),
+            "oid": hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(),
+        }
+        if path.suffix == ".safetensors":
+            found["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content)}
+        return found
+
+    def file(self, path: Path) -> None:
+        hub = self.server
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content = path.read_bytes()
+        start = 0
+        if hub.ranges and (asked := self.headers.get("Range")):
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+        if path.suffix == ".safetensors":
+            with hub.lock:
+                hub.offsets.append(start)
+                if hub.wrong:
+                    hub.wrong -= 1
+                    content = content[:-1] + bytes([content[-1] ^ 1])
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        body = content[start:]
+        if hub.cut_after and path.suffix == ".safetensors" and len(body) > hub.cut_after and hub.cuts_left:
+            hub.cuts_left -= 1
+            self.wfile.write(body[: hub.cut_after])
+            self.wfile.flush()
+            self.connection.close()
+            return
+        for piece in range(0, len(body), 1 << 16):
+            if hub.pause:
+                time.sleep(hub.pause)
+            self.wfile.write(body[piece : piece + (1 << 16)])
+
+
+@pytest.fixture
+def hub(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setattr(fetch, "PAUSE_SECONDS", 0.01)
+    server = Hub(tiny / "phi-3-mini")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "models"
+
+
+def get(hub: Hub, root: Path, revision: str = "main", lines: list[str] | None = None) -> Path:
+    source = source_of("phi", "o/n", revision, {"kind": "hub", "url": hub.url})
+    tell = (lines if lines is not None else []).append
+    return fetch.fetch("phi", source, revision, root, tell)[0]
+
+
+def same(one: Path, other: Path) -> bool:
+    names = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
+def test_fetches_verifies_and_records(hub: Hub, root: Path) -> None:
+    lines: list[str] = []
+    target = get(hub, root, lines=lines)
+    assert same(hub.folder, target)
+    manifest = store.verify(target, deep=True)
+    assert manifest["revision"] == COMMIT
+    assert sorted(path.name for path in target.parent.iterdir()) == ["main"]
+    assert any("100%" in line for line in lines)
+
+
+def test_goes_on_where_the_connection_was_cut(hub: Hub, root: Path) -> None:
+    hub.cut_after = 500_000
+    target = get(hub, root)
+    assert same(hub.folder, target)
+    assert len(hub.offsets) > 3
+    assert hub.offsets == sorted(set(hub.offsets)), "every request began where the one before had ended"
+
+
+def test_a_run_that_was_stopped_is_resumed_by_the_next(hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.cut_after, hub.cuts_left = 1_000_000, 1
+    monkeypatch.setattr(fetch, "ATTEMPTS", 0)
+    with pytest.raises(SourceError, match="run again"):
+        get(hub, root)
+    assert not (root / "phi" / "main").exists(), "a half model has no name"
+    monkeypatch.undo()
+    get(hub, root)
+    assert hub.offsets[-1] >= 1_000_000
+
+
+def test_a_server_that_does_not_resume_is_read_from_the_start(hub: Hub, root: Path) -> None:
+    hub.cut_after, hub.cuts_left, hub.ranges = 1_000_000, 2, False
+    assert same(hub.folder, get(hub, root))
+
+
+def test_wrong_bytes_are_fetched_once_more(hub: Hub, root: Path) -> None:
+    hub.wrong = 1
+    assert same(hub.folder, get(hub, root))
+
+
+def test_wrong_bytes_twice_are_refused_and_never_named(hub: Hub, root: Path) -> None:
+    hub.wrong = 2
+    with pytest.raises(SourceError, match=r"model\.safetensors came twice with contents that its checksum denies"):
+        get(hub, root)
+    assert not (root / "phi" / "main").exists()
+
+
+def test_small_files_are_checked_by_their_git_name(hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Answer.entry
+
+    def lie(self: Answer, path: Path) -> dict[str, Any]:
+        found = right(self, path)
+        return {**found, "oid": "f" * 40} if path.name == "config.json" else found
+
+    monkeypatch.setattr(Answer, "entry", lie)
+    with pytest.raises(SourceError, match=r"config\.json came twice"):
+        get(hub, root)
+
+
+def test_a_busy_server_is_asked_again(hub: Hub, root: Path) -> None:
+    hub.fail = 3
+    assert same(hub.folder, get(hub, root))
+
+
+def test_a_server_that_falls_silent_is_left_and_asked_again(
+    hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "SILENCE_SECONDS", 0.1)
+    hub.pause = 0.3
+    with pytest.raises(SourceError, match=r"given up after 5 attempts without a byte"):
+        get(hub, root)
+
+
+def test_a_slow_server_is_waited_for_and_progress_is_shown(
+    hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "REPORT_SECONDS", 0.05)
+    hub.pause = 0.01
+    lines: list[str] = []
+    get(hub, root, lines=lines)
+    shares = [int(line.split("%")[0].split()[-1]) for line in lines]
+    assert shares == sorted(shares)
+    assert len(shares) > 5
+    assert shares[-1] == 100
+
+
+def test_a_revision_that_is_not_there(hub: Hub, root: Path) -> None:
+    source = source_of("phi", "o/other", "main", {"kind": "hub", "url": hub.url})
+    with pytest.raises(SourceError, match="answered 404"):
+        fetch.fetch("phi", source, "main", root)
+
+
+def test_a_hub_that_is_away(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "PAUSE_SECONDS", 0.001)
+    source = source_of("phi", "o/n", "main", {"kind": "hub", "url": "http://127.0.0.1:9"})
+    with pytest.raises(sources.Interrupted, match=r"127\.0\.0\.1:9"):
+        fetch.fetch("phi", source, "main", root)
+
+
+def test_a_full_disk_is_known_before(hub: Hub, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(StoreError, match=r"free 0\.3 GB, then run again"):
+        get(hub, root)
+    assert not any("resolve" in path for path in hub.requests), "nothing was downloaded"
+
+
+def test_two_revisions_stand_beside_each_other(hub: Hub, root: Path) -> None:
+    one, two = get(hub, root, "r1"), get(hub, root, "r2")
+    assert one != two
+    assert store.digest_of(store.verify(one, deep=True)) == store.digest_of(store.verify(two, deep=True))
+
+
+def test_a_stored_revision_is_a_mirror_for_others(hub: Hub, root: Path, tmp_path: Path) -> None:
+    hub.folder = get(hub, root)
+    source = source_of("phi", "", "r1", {"kind": "mirror", "url": f"{hub.url}/mirror"})
+    target, manifest = fetch.fetch("phi", source, "r1", tmp_path / "other")
+    assert (target / "config.json").read_bytes() == (hub.folder / "config.json").read_bytes()
+    assert store.digest_of(manifest) == store.digest_of(store.read_manifest(hub.folder))
+
+
+@pytest.mark.parametrize("top", ["", "model-1/"])
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_an_archive_with_or_without_a_top_folder(tiny: Path, tmp_path: Path, top: str, suffix: str) -> None:
+    archive = tmp_path / f"model.{suffix}"
+    with tarfile.open(archive, "w:gz" if suffix.endswith("gz") else "w") as tar:
+        for path in (tiny / "hermes-2").iterdir():
+            tar.add(path, f"{top}{path.name}")
+    source = source_of("hermes-2", "", "r1", {"kind": "archive", "path": str(archive)})
+    target, _ = fetch.fetch("hermes-2", source, "r1", tmp_path / "models")
+    assert same(tiny / "hermes-2", target)
+
+
+def test_an_archive_cannot_write_outside(tmp_path: Path, tiny: Path) -> None:
+    archive = tmp_path / "bad.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(tiny / "hermes-2" / "config.json", "../config.json")
+        tar.add(tiny / "hermes-2" / "model.safetensors", "model.safetensors")
+    source = source_of("bad", "", "r1", {"kind": "archive", "path": str(archive)})
+    with pytest.raises(SourceError, match="cannot be part of a model"):
+        fetch.fetch("bad", source, "r1", tmp_path / "models")
+
+
+def test_an_archive_with_another_checksum_is_refused(tmp_path: Path) -> None:
+    archive = tmp_path / "some.tar"
+    archive.write_bytes(b"x")
+    with pytest.raises(SourceError, match=r"source\.sha256"):
+        source_of("some", "", "r1", {"kind": "archive", "path": str(archive), "sha256": "0" * 64})
+
+
+def test_a_directory_is_copied_and_proven(tiny: Path, root: Path) -> None:
+    source = source_of("hermes-2", "", "r1", {"kind": "directory", "path": str(tiny / "{model}")})
+    target, _ = fetch.fetch("hermes-2", source, "r1", root)
+    assert same(tiny / "hermes-2", target)
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ({"kind": "directory"}, "has no path"),
+        ({"kind": "directory", "path": "/nowhere"}, "no such directory"),
+        ({"kind": "archive", "path": "/nowhere.tar"}, "no such archive"),
+        ({"kind": "mirror"}, "has no url"),
+        ({"kind": "hub", "url": "file:///etc"}, "https://"),
+    ],
+)
+def test_a_source_that_says_too_little(place: dict[str, str], words: str) -> None:
+    with pytest.raises(SourceError, match=words):
+        source_of("phi", "o/n", "main", place)
+
+
+def test_a_folder_without_a_configuration_is_no_model(tiny: Path, root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    shutil.copy(tiny / "hermes-2" / "model.safetensors", folder)
+    source = source_of("odd", "", "r1", {"kind": "directory", "path": str(folder)})
+    with pytest.raises(SourceError, match=r"no config\.json"):
+        fetch.fetch("odd", source, "r1", root)
+
+
+class TestTrust:
+    """What is in the store is only believed as far as it was looked at."""
+
+    @pytest.fixture
+    def stored(self, tiny: Path, root: Path) -> Path:
+        source = source_of("hermes-2", "", "r1", {"kind": "directory", "path": str(tiny / "hermes-2")})
+        return fetch.fetch("hermes-2", source, "r1", root)[0]
+
+    def alter(self, path: Path) -> None:
+        path.chmod(0o644)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+    def test_one_flipped_bit_is_found_without_asking_for_a_deep_look(self, stored: Path) -> None:
+        self.alter(stored / "model.safetensors")
+        with pytest.raises(StoreError, match=r"model\.safetensors was altered"):
+            store.verify(stored, deep=False)
+
+    def test_one_that_hides_its_time_is_found_by_a_deep_look(self, stored: Path) -> None:
+        path = stored / "model.safetensors"
+        status = path.stat()
+        self.alter(path)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        store.verify(stored, deep=False)
+        with pytest.raises(StoreError, match="was altered"):
+            store.verify(stored, deep=True)
+
+    def test_a_restored_copy_is_read_and_trusted(self, stored: Path, tmp_path: Path) -> None:
+        copy = tmp_path / "restored"
+        shutil.copytree(stored, copy, copy_function=shutil.copyfile)
+        store.verify(copy, deep=False)
+
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors", sources.MANIFEST])
+    def test_a_missing_file_is_named(self, stored: Path, name: str) -> None:
+        (stored / name).unlink()
+        with pytest.raises(StoreError, match=name):
+            store.verify(stored, deep=False)
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", "{"])
+    def test_a_torn_manifest_is_not_believed(self, stored: Path, text: str) -> None:
+        (stored / sources.MANIFEST).chmod(0o644)
+        (stored / sources.MANIFEST).write_text(text)
+        with pytest.raises(StoreError, match="fetch the model again"):
+            store.verify(stored, deep=False)
