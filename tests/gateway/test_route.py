@@ -14,7 +14,7 @@ from tests.gateway.simulator import Act, until
 pytestmark = pytest.mark.anyio
 
 MODELS: dict[str, dict[str, Any]] = {
-    "mixtral-8x7b": {"context": 32768, "specialisation": ["reasoning", "long_form"]},
+    "mixtral-8x7b": {"context": 32768, "specialisation": ["reasoning", "long-form"]},
     "hermes-2": {"context": 8192, "specialisation": ["conversation", "tools"], "capabilities": ["tools"]},
     "openchat-3.5": {"context": 8192, "specialisation": ["interactive", "streaming"]},
     "phi-3-mini": {"specialisation": ["fast", "cheap"]},
