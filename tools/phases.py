@@ -19,6 +19,8 @@ from typing import IO
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "reports"
 
+PATIENCE = 10.0  # seconds between asking a phase to end, telling it, and ending it
+
 TASK = re.compile(r"^(?:TASK|RUNNING HANDLER|PLAY) \[(.*?)\]")
 FATAL = re.compile(r"^(?:fatal|failed): \[([^\]]+)\]")
 MESSAGE = re.compile(r"^\[ERROR\]: (?:Task failed: )?(?:Action failed: |Module failed: )?(.*)")
@@ -145,12 +147,12 @@ class Journal:
 
 def end(process: subprocess.Popen[str]) -> None:
     """Stop a phase with everything that it started, and wait until it is gone."""
-    for signum, patience in ((signal.SIGINT, 20), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         # the group is asked even when its leader is gone: what a shell puts into the background ignores SIGINT
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signum)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(patience)
+            process.wait(PATIENCE)
 
 
 class Progress:
