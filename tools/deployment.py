@@ -71,8 +71,13 @@ def playbook(journal: Journal, name: str, path: str, *options: str, show_message
         name,
         [toolchain.program("ansible-playbook"), "-i", f"inventory/{chosen_environment()}", path, *options],
         toolchain.environment(),
-        (lambda line: line.startswith("| ")) if show_messages else None,
+        for_people if show_messages else None,
     )
+
+
+def for_people(line: str) -> str | None:
+    """Roles put a bar before the lines that they write for whoever deploys."""
+    return line.lstrip()[2:] if line.lstrip().startswith("| ") else None
 
 
 def require_lab(lab: Lab | None) -> None:

@@ -47,10 +47,10 @@ class Journal:
         name: str,
         command: Sequence[str | Path],
         environment: Mapping[str, str] | None = None,
-        show: Callable[[str], bool] | None = None,
+        show: Callable[[str], str | None] | None = None,
         folder: Path | None = None,
     ) -> None:
-        """Run a command with its output in the log; lines that `show` wants are repeated on the screen."""
+        """Run a command with its output in the log; what `show` makes of a line is shown on the screen."""
         begun = time.monotonic()
         progress = Progress(name)
         with self.log.open("a") as log:
@@ -81,7 +81,7 @@ class Journal:
 
     @staticmethod
     def _follow(
-        process: subprocess.Popen[str], log: IO[str], progress: Progress, show: Callable[[str], bool] | None
+        process: subprocess.Popen[str], log: IO[str], progress: Progress, show: Callable[[str], str | None] | None
     ) -> list[str]:
         assert process.stdout is not None  # noqa: S101 - asked for above
         printed = []
@@ -92,8 +92,8 @@ class Journal:
             printed.append(plain)
             if match := TASK.match(plain):
                 progress.now(match[1])
-            if show and show(plain):
-                progress.interrupt(plain)
+            if show and (shown := show(plain)) is not None:
+                progress.interrupt(shown)
         process.wait()
         return printed
 

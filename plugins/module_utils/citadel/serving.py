@@ -12,6 +12,7 @@ from .catalogue import Model, format_cpus
 from .placement import Placed
 
 KV_DTYPE = "bfloat16"
+LEAST_CACHE = 1 << 26
 # Edges of the documents' targets: vLLM's own buckets have none at 0.75 and 3 seconds.
 LATENCY_BUCKETS = (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 5, 10, 30, 60, 120, 300)
 FIRST_TOKEN_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
@@ -43,6 +44,8 @@ def options(place: Placed, places: Places) -> dict[str, Any]:
         "max-model-len": model.context,
         "max-num-batched-tokens": model.batched_tokens,
         "max-num-seqs": model.sequences,
+        # Never left out, not even for an encoder, which keeps none: vLLM would ask for 92 % of the host's memory.
+        "kv-cache-memory-bytes": need.cache or LEAST_CACHE,
         "max-num-queued-reqs": model.concurrent,
         "shutdown-timeout": places.drain,
         "seed": 0,
@@ -56,8 +59,6 @@ def options(place: Placed, places: Places) -> dict[str, Any]:
     else:
         chosen["generation-config"] = "vllm"  # defaults are the catalogue's, not the checkpoint's
         chosen["override-generation-config"] = json.dumps(generation_defaults(model))
-    if need.cache:
-        chosen["kv-cache-memory-bytes"] = need.cache
     if model.tool_parser:
         chosen["enable-auto-tool-choice"] = True
         chosen["tool-call-parser"] = model.tool_parser

@@ -139,7 +139,7 @@ def test_an_embeddings_model_is_one_stanza(tiny: Path, tmp_path: Path) -> None:
     assert files, said
     options = yaml.safe_load(files["config/models/tiny-embeddings.yml"])
     assert options["runner"] == "pooling"
-    assert "kv-cache-memory-bytes" not in options
+    assert 0 < options["kv-cache-memory-bytes"] <= 2**26, "left out, vLLM asks for nearly all memory of the host"
     assert instances[1]["hidden_size"] == 128
 
 
