@@ -38,9 +38,10 @@ def test_what_runs_is_what_the_release_says(llm: Host, live: str) -> None:
 
 
 def test_units_lead_into_the_release(llm: Host) -> None:
-    links = llm.check_output("find /etc/systemd/system -maxdepth 1 -name 'citadel-*' -printf '%y %l\\n'").splitlines()
-    assert links
-    assert all(link.startswith(f"l {HOME}/") for link in links)
+    ours = "find /etc/systemd/system -maxdepth 1 -name 'citadel-*'"
+    links = llm.check_output(f"{ours} -type l -printf '%l\\n'").splitlines()
+    assert links and all(link.startswith(f"{HOME}/") for link in links)
+    assert llm.check_output(f"{ours} -type f") == ""
     assert llm.check_output("find /etc/systemd/system -name 'citadel-*' -xtype l") == ""
 
 

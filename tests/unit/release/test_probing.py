@@ -162,7 +162,8 @@ def test_a_trial_shares_nothing_with_the_gateway_that_runs() -> None:
         "[Unit]\nDescription=Gateway %i\n[Service]\nType=notify\nUser=agent0\n"
         "Sockets=a.socket b.socket\nRuntimeDirectory=citadel\nRestart=always\nRestartSec=1\n"
         "Environment=PYTHONPATH=/opt/citadel/releases/%i/gateway\n"
-        "ExecStart=/x/python -m citadel_gateway serve --config /r/%i/config.yml\n[Install]\nWantedBy=multi-user.target\n"
+        "ExecStart=/x/python -m citadel_gateway serve --config /r/%i/config.yml\n"
+        "[Install]\nWantedBy=multi-user.target\n"
     )
     text = trial_unit(template, "0007-1a2b3c4d", 4711)
     assert "serve --config /r/0007-1a2b3c4d/config.yml --bind 127.0.0.1:4711\n" in text
