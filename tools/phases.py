@@ -39,8 +39,6 @@ class Journal:
     def __post_init__(self) -> None:
         REPORTS.mkdir(exist_ok=True)
         self.log = REPORTS / f"{self.verb}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-        self.log.touch()
-        say(f"{self.verb}: the full log is {self.log.relative_to(ROOT)}")
 
     def phase(
         self,
@@ -52,6 +50,9 @@ class Journal:
     ) -> None:
         """Run a command with its output in the log; what `show` makes of a line is shown on the screen."""
         begun = time.monotonic()
+        if not self.log.exists():
+            self.log.touch()
+            say(f"{self.verb}: the full log is {self.log.relative_to(ROOT)}")
         progress = Progress(name)
         with self.log.open("a") as log:
             log.write(f"\n=== {name}: {' '.join(map(str, command))}\n")
