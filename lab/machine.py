@@ -52,17 +52,17 @@ class Machine:
         self.directory = lab.host_directory(host)
         self.root = self.directory / "root"
         self.console = self.directory / "console.log"
-        self.pid_file = self.directory / "pid"
 
     @property
     def pid(self) -> int | None:
-        """The nspawn process, if the recorded number still is ours and not another program's by now."""
-        try:
-            number = int(self.pid_file.read_text())
-            command = Path(f"/proc/{number}/cmdline").read_bytes()
-        except (FileNotFoundError, ValueError, ProcessLookupError):
-            return None
-        return number if f"--machine={self.lab.machine(self.host)}\0".encode() in command else None
+        """The nspawn process, found by its arguments: a file with its number could be missing or out of date."""
+        wanted = f"--machine={self.lab.machine(self.host)}"
+        for process in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                arguments = process.read_bytes().split(b"\0")
+                if arguments[0] == b"systemd-nspawn" and wanted.encode() in arguments:
+                    return int(process.parent.name)
+        return None
 
     @property
     def leader(self) -> int | None:
@@ -102,7 +102,7 @@ class Machine:
             *binds,
         ]
         with self.console.open("wb") as console:
-            process = subprocess.Popen(
+            subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=console,
@@ -110,7 +110,6 @@ class Machine:
                 start_new_session=True,
                 preexec_fn=self._enter_cgroups,  # noqa: PLW1509 - it only writes files, and takes no lock
             )
-        self.pid_file.write_text(str(process.pid))
 
     def _scope(self) -> list[str]:
         """Where systemd runs this machine, it is asked for a subtree of its own; else we make one below."""
@@ -194,7 +193,6 @@ class Machine:
             for below in sorted(group.glob("**/"), reverse=True):
                 with contextlib.suppress(OSError):
                     below.rmdir()
-        self.pid_file.unlink(missing_ok=True)
 
     def remove(self) -> None:
         self.stop()

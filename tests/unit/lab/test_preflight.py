@@ -24,7 +24,7 @@ def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Lab:
     monkeypatch.setenv("CITADEL_CACHE", str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(shutil, "which", lambda program: f"/usr/bin/{program}")
-    monkeypatch.setattr(preflight, "succeeds", lambda *command: True)
+    monkeypatch.setattr(preflight, "succeeds", lambda *command: command[0] != "ip")
     monkeypatch.setattr(network, "run", lambda *command: "[]")
     return Lab.from_environment()
 
@@ -71,6 +71,12 @@ def test_a_range_that_is_taken(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Non
     routes = [{"dst": "default", "dev": "eth0"}, {"dst": "10.77.0.0/16", "dev": "vpn0"}]
     monkeypatch.setattr(network, "run", lambda *command: json.dumps(routes))
     with pytest.raises(LabError, match=r"10\.77\.40\.0/24 is taken.*10\.77\.0\.0/16 through vpn0"):
+        preflight.check(lab)
+
+
+def test_a_lab_of_another_checkout_is_left_alone(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "succeeds", lambda *command: True)
+    with pytest.raises(LabError, match="'unittest' stands already and was made from another checkout"):
         preflight.check(lab)
 
 

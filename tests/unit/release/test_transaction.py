@@ -53,6 +53,18 @@ def test_a_gateway_is_replaced_by_one_of_its_own_release(world: World) -> None:
     assert world.proofs.tried == [first, second]
 
 
+def test_a_gateway_that_drains_keeps_its_unit_until_it_is_gone(world: World) -> None:
+    world.systemd.slow = True
+    first = deploy(world, alpha="a1")
+    deploy(world, alpha="a1", gateway="g2")
+    link = world.layout.units / f"citadel-gateway@{first}.service"
+    assert world.systemd.draining == {link.name} and link.is_symlink()
+    assert world.layout.release(first).is_dir()
+    world.systemd.draining.clear()
+    deploy(world, alpha="a2", gateway="g2")
+    assert not link.is_symlink()
+
+
 def test_the_same_content_again_does_nothing(world: World) -> None:
     first = deploy(world, alpha="a1")
     world.systemd.acts.clear()

@@ -15,6 +15,7 @@ from .journal import read_story
 from .layout import Layout
 from .manifest import NAME, Manifest, read_manifest
 from .services import GATEWAY_PREFIX
+from .survey import present_gateways
 from .systemd import Systemd
 
 
@@ -61,9 +62,8 @@ def collect(layout: Layout, systemd: Systemd, keep: Keep) -> list[str]:
 
 def in_use(layout: Layout, systemd: Systemd) -> set[str]:
     """The live release, those whose gateway still runs or drains, the engine's, and those of an open transaction."""
-    used = {
-        unit.removeprefix(GATEWAY_PREFIX).removesuffix(".service") for unit in systemd.matching(f"{GATEWAY_PREFIX}*")
-    }
+    units = present_gateways(systemd)
+    used = {unit.removeprefix(GATEWAY_PREFIX).removesuffix(".service") for unit in units}
     with contextlib.suppress(RefusedError):
         used.add(live_release(layout) or "")
     with contextlib.suppress(OSError):

@@ -61,7 +61,7 @@ def command(layout: Layout, request: Request, result: Path) -> list[str]:
         "--description=Citadel release transaction",
         "--service-type=exec",
         f"--property=ExecStopPost={' '.join(recovery)}",
-        "--property=TimeoutStopSec=infinity",
+        "--property=TimeoutStopSec=2h",
         f"--setenv=PYTHONPATH={engine(layout, request)}",
         *request.arguments(result),
     ]
