@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lab import network
+from lab.machine import refuse_foreign
 from lab.settings import Lab, LabError
 from lab.shell import succeeds
 
@@ -43,11 +44,7 @@ def check(lab: Lab) -> None:
             "This machine does not allow network namespaces, and the lab's hosts live in them: use a virtual machine "
             "or a server of your own instead of a container."
         )
-    if not lab.record.exists() and succeeds("ip", "link", "show", lab.bridge):
-        raise LabError(
-            f"A lab {lab.prefix!r} stands already and was made from another checkout ({lab.bridge} is there, {lab.record} "
-            "is not): run `make destroy` there, or start a second lab with LAB_PREFIX=other LAB_NETWORK=10.77.41."
-        )
+    refuse_foreign(lab)
     network.refuse_taken_range(lab)
     if lab.record.exists():
         return  # a lab that stands already has the space and memory it needs

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import network, preflight
+from lab import machine, network, preflight
 from lab.settings import ROOT, Lab, LabError
 
 Usage = namedtuple("Usage", "total used free")
@@ -24,7 +24,7 @@ def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Lab:
     monkeypatch.setenv("CITADEL_CACHE", str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(shutil, "which", lambda program: f"/usr/bin/{program}")
-    monkeypatch.setattr(preflight, "succeeds", lambda *command: command[0] != "ip")
+    monkeypatch.setattr(preflight, "succeeds", lambda *command: True)
     monkeypatch.setattr(network, "run", lambda *command: "[]")
     return Lab.from_environment()
 
@@ -75,9 +75,17 @@ def test_a_range_that_is_taken(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_lab_of_another_checkout_is_left_alone(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "succeeds", lambda *command: True)
-    with pytest.raises(LabError, match="'unittest' stands already and was made from another checkout"):
+    elsewhere = ["systemd-nspawn", "--directory=/other/.lab/unittest/hosts/llm-01/root", "--machine=unittest-llm-01"]
+    monkeypatch.setattr(machine, "running", lambda: iter([(1, elsewhere)]))
+    with pytest.raises(LabError, match=r"'unittest' runs already .* another checkout \(/other/.lab/unittest"):
         preflight.check(lab)
+
+
+def test_hosts_of_other_labs_are_no_obstacle(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = ["systemd-nspawn", f"--directory={lab.directory}/hosts/llm-01/root", "--machine=unittest-llm-01"]
+    others = ["systemd-nspawn", "--directory=/other/root", "--machine=other-llm-01"]
+    monkeypatch.setattr(machine, "running", lambda: iter([(1, ours), (2, others)]))
+    machine.refuse_foreign(lab)
 
 
 def test_our_own_bridge_does_not_take_the_range(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
