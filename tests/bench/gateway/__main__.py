@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -36,7 +37,7 @@ from tests.bench.gateway.contenders import (
 WHOLE, STREAMS = 19001, 19002
 POINTS = [(body, connections) for body in ("1 kB", "64 kB") for connections in (1, 16, 64)]
 SIZES = {"1 kB": 1024, "64 kB": 65536}
-COUNTS = [1, 50, 200, 500]
+COUNTS = [1, 50, 500]
 ANSWER = (
     '{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"phi","choices":[{"index":0,"message":'
     '{"role":"assistant","content":"The quick brown fox jumps over the lazy dog."},"finish_reason":"stop"}],'
@@ -55,6 +56,13 @@ def backends(folder: Path) -> Iterator[None]:
     location = /v1/models {{ return 200 '{{"object":"list","data":[{{"id":"{MODEL}"}}]}}'; }}
     location / {{ return 200 '{ANSWER}'; }}
   }}"""
+    for port in (WHOLE, STREAMS, PORT):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                raise Missing(f"port {port} is in use; see what holds it with `ss -ltnp`") from None
     (folder / "nginx.conf").write_text(NGINX.format(folder=folder, content=content))
     pin = ["taskset", "-c", str(LOAD_CORE)]
     with (folder / "backend.log").open("wb") as log:
@@ -104,13 +112,17 @@ def load(port: int, size: int, connections: int, headers: dict[str, str], second
     output = done.stdout
     refused = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
     rate = re.search(r"Requests/sec:\s*([\d.]+)", output)
-    count = re.search(r"(\d+) requests in", output)
     return {
-        "count": float(count[1]) if count else 0.0,
         "rate": float(rate[1]) if rate and not refused else 0.0,
         "p50": _milliseconds(output, "50%"),
         "p99": _milliseconds(output, "99%"),
     }
+
+
+def best(port: int, point: tuple[str, int], headers: dict[str, str], seconds: float) -> dict[str, float]:
+    """The best of three: what else runs on the machine only ever takes away."""
+    tries = [load(port, SIZES[point[0]], point[1], headers, seconds / 3) for _ in range(3)]
+    return max(tries, key=lambda found: found["rate"])
 
 
 def _milliseconds(output: str, part: str) -> float:
@@ -118,17 +130,18 @@ def _milliseconds(output: str, part: str) -> float:
     return float(found[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[found[2]] if found else float("nan")
 
 
-def clocked(port: int, headers: dict[str, str], direct: dict[int, Any] | None) -> dict[int, Any]:
+def clocked(port: int, headers: dict[str, str], direct: dict[int, Any] | None, most: int = 10_000) -> dict[int, Any]:
     found = {}
-    for count in COUNTS:
-        os.sched_setaffinity(0, {LOAD_CORE})
-        result = streams.measure(port, count, headers, rounds=8 if count == 1 else 1)
+    os.sched_setaffinity(0, {LOAD_CORE})
+    for count in [count for count in COUNTS if count <= most]:
+        tries = [streams.measure(port, count, headers, rounds=4 if count == 1 else 1) for _ in range(2)]
+        result = min(tries, key=lambda result: report.percentile(result.first, 0.99))
         point = {
             "first_p50": report.percentile(result.first, 0.5),
             "first_p99": report.percentile(result.first, 0.99),
             "transit_p50": report.percentile(result.transit, 0.5),
             "transit_p99": report.percentile(result.transit, 0.99),
-            "lost": result.lost,
+            "lost": sum(one.lost for one in tries),
         }
         base = direct[count] if direct else point
         point["added_p50"] = point["first_p50"] - base["first_p50"]
@@ -142,7 +155,7 @@ def compare(names: list[str], seconds: float, folder: Path) -> tuple[dict[str, A
     results: dict[str, Any] = {}
     missing: dict[str, str] = {}
     print("no gateway", flush=True)
-    direct = {point: load(WHOLE, SIZES[point[0]], point[1], headers, seconds / 2) for point in POINTS}
+    direct = {point: best(WHOLE, point, headers, seconds / 2) for point in POINTS}
     results["none"] = {"version": "", "whole": direct, "streams": clocked(STREAMS, headers, None)}
     for name in names:
         print(name, flush=True)
@@ -163,13 +176,11 @@ def _one(contender: Contender, seconds: float, folder: Path, direct: dict[int, A
         result["rest"] = running.memory()
         load(PORT, 1024, 16, running.headers, 1)
         for point in POINTS:
-            used = running.processor()
-            found = result["whole"][point] = load(PORT, SIZES[point[0]], point[1], running.headers, seconds)
-            found["per_core"] = found["count"] / max(running.processor() - used, 0.01)
-            print(f"  {point[0]} at {point[1]}: {found['rate']:,.0f}/s, {found['per_core']:,.0f} per core", flush=True)
+            result["whole"][point] = best(PORT, point, running.headers, seconds)
+            print(f"  {point[0]} at {point[1]}: {result['whole'][point]['rate']:,.0f}/s", flush=True)
         result["after"] = running.memory()
     with Running(contender, folder, STREAMS) as running:
-        result["streams"] = clocked(PORT, running.headers, direct)
+        result["streams"] = clocked(PORT, running.headers, direct, contender.most_streams)
         for count, point in result["streams"].items():
             print(
                 f"  {count} streams: +{point['added_p50']:.2f} / +{point['added_p99']:.2f} ms, {point['lost']} lost",

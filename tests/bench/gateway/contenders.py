@@ -32,6 +32,7 @@ class Contender:
     words: Callable[[Path, int], list[str]]  # folder for its files, port of the backend
     headers: Callable[[Path], dict[str, str]] = field(default=lambda _: {})
     patience: float = 60.0
+    most_streams: int = 10_000  # more would only measure its time-outs
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -101,7 +102,7 @@ def _citadel_headers(folder: Path) -> dict[str, str]:
 def _vllm_router(_: Path, backend: int) -> list[str]:
     command = str(_venv("vllm-router", "vllm-router==0.1.17") / "vllm-router")
     urls = ["--worker-urls", f"http://127.0.0.1:{backend}"]
-    own = ["--prometheus-port", "19091", "--policy", "round_robin", "--log-level", "error"]
+    own = ["--prometheus-port", "19091"]
     return [command, "--host", "127.0.0.1", "--port", str(PORT), *urls, *own]
 
 
@@ -180,7 +181,7 @@ CONTENDERS = {
             environment={"PYTHONPATH": str(ROOT / "gateway" / "src"), "PYTHONDONTWRITEBYTECODE": ""},
         ),
         Contender("vllm-router", lambda: "0.1.17", _vllm_router),
-        Contender("LiteLLM", lambda: "1.106.2", _litellm, lambda _: {"Authorization": "Bearer sk-bench"}, 120.0),
+        Contender("LiteLLM", lambda: "1.106.2", _litellm, lambda _: {"Authorization": "Bearer sk-bench"}, 120.0, 1),
         Contender("HAProxy", lambda: _output(program("haproxy"), "-v").split()[2].split("-")[0], _haproxy),
         Contender("nginx", lambda: _output(program("nginx"), "-v").rsplit("/", 1)[1], _nginx),
     )
@@ -228,15 +229,6 @@ class Running:
                 if line.startswith("VmRSS:"):
                     total += int(line.split()[1])
         return total / 1024
-
-    def processor(self) -> float:
-        """Seconds of processor that it and its children have used so far."""
-        # by the scheduler's own clock: the usual counters are sampled, and miss tasks that run for less than a tick
-        spent = 0
-        for folder in self._tree():
-            for task in (folder / "task").iterdir():
-                spent += int((task / "schedstat").read_text().split()[0])
-        return spent / 1e9
 
     def _tree(self) -> list[Path]:
         found, todo = [], [self._process.pid]

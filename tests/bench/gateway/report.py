@@ -38,9 +38,9 @@ def section(results: dict[str, Any], settings: dict[str, Any]) -> str:
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     lines.append(
         f"{date}, {machine()}. One core for each gateway, the other one for the backend and the load; load average "
-        f"before: {settings['load']}. Every figure is of one run (`make bench-gateway`), {settings['seconds']:g} s a "
-        "point: the ratios within it say more than the figures. citadel-gateway ran with keys, limits, metrics, access "
-        "and audit log on; the others as their makers ship them."
+        f"before: {settings['load']}. Everything is of one run (`make bench-gateway`), each figure the best of three "
+        f"tries of {settings['seconds'] / 3:.0f} s, so the ratios within it say more than the figures. citadel-gateway "
+        "ran with keys, limits, metrics, access and audit log on; the others as their makers ship them."
     )
     lines += ["", "![Requests per second at 16 connections](benchmarks/gateway.svg)", ""]
     points = settings["points"]
