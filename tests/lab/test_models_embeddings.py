@@ -7,6 +7,8 @@ import json
 import pytest
 from testinfra.host import Host
 
+from tests.lab import loopback
+
 INSTANCE = "tiny-embeddings"
 
 
@@ -19,13 +21,9 @@ def port(llm: Host) -> int:
 
 
 def test_gives_vectors_that_tell_texts_apart(llm: Host, port: int) -> None:
-    body = json.dumps({"model": INSTANCE, "input": ["careful engineers", "careful engineers", "gentle letters"]})
-    done = llm.run(
-        "curl --silent --max-time 60 -H 'Content-Type: application/json' --data %s %s",
-        body,
-        f"http://127.0.0.1:{port}/v1/embeddings",
-    )
-    one, same, other = (entry["embedding"] for entry in json.loads(done.stdout)["data"])
+    texts = ["careful engineers", "careful engineers", "gentle letters"]
+    _, answer = loopback.ask(llm, f"http://127.0.0.1:{port}/v1/embeddings", {"model": INSTANCE, "input": texts})
+    one, same, other = (entry["embedding"] for entry in json.loads(answer)["data"])
     assert len(one) == 128
     assert sum(a * b for a, b in zip(one, one, strict=True)) == pytest.approx(1, abs=0.02)
     assert sum(a * b for a, b in zip(one, same, strict=True)) > sum(a * b for a, b in zip(one, other, strict=True))
