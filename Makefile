@@ -1,6 +1,6 @@
 # The face of the product. Each verb's work is in tools/, so that it can be read, typed and tested.
 PYTHON ?= python3
-export ENV YES TO FORCE LAB_PREFIX LAB_NETWORK CITADEL_CACHE PYTHONDONTWRITEBYTECODE = 1
+export ENV YES TO FORCE HOST LAB_PREFIX LAB_NETWORK CITADEL_CACHE PYTHONDONTWRITEBYTECODE = 1
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -16,11 +16,13 @@ releases: ## every release on the server: age, state, what changed
 smoke: ## ask every model one question through the gateway
 status: ## hosts and health
 destroy: ## remove the lab without a trace
+capacity: ## whether the models fit a host, with the sum: HOST=cores=24,ram=128,nodes=2,isa=amx or HOST=here
+gateway: ## the gateway alone on this machine, before simulated models
 check: ## lint, types, unit and render tests: no root, no lab
 test: ## every test there is, on a lab of its own
 bench-deploy: ## time a cold demo, a warm one, and a deploy that changes nothing
 lock: ## pin anew what requirements/*.in ask for
 
-demo plan deploy rollback releases smoke status destroy check test bench-deploy lock:
+demo plan deploy rollback releases smoke status destroy check test capacity gateway bench-deploy lock:
 	@$(PYTHON) -m tools $@
-.PHONY: demo plan deploy rollback releases smoke status destroy check test bench-deploy lock
+.PHONY: demo plan deploy rollback releases smoke status destroy check test capacity gateway bench-deploy lock

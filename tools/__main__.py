@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from tools import deployment, testing, toolchain
+from tools import benchmark, deployment, testing, toolchain
 from tools.phases import Failure, say
 
 VERBS: dict[str, Callable[[], None]] = {
@@ -22,7 +22,9 @@ VERBS: dict[str, Callable[[], None]] = {
     "check": testing.check,
     "test": testing.test,
     "lock": toolchain.lock,
-    "bench-deploy": deployment.bench,
+    "capacity": deployment.capacity,
+    "gateway": deployment.gateway,
+    "bench-deploy": benchmark.run,
 }
 
 

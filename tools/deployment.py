@@ -71,8 +71,13 @@ def playbook(journal: Journal, name: str, path: str, *options: str, show_message
         name,
         [toolchain.program("ansible-playbook"), "-i", f"inventory/{chosen_environment()}", path, *options],
         toolchain.environment(),
-        (lambda line: line.startswith("| ")) if show_messages else None,
+        for_people if show_messages else None,
     )
+
+
+def for_people(line: str) -> str | None:
+    """Roles put a bar before the lines that they write for whoever deploys."""
+    return line.lstrip()[2:] if line.lstrip().startswith("| ") else None
 
 
 def require_lab(lab: Lab | None) -> None:
@@ -232,5 +237,24 @@ def destroy() -> None:
         say("the lab is gone" if done.stdout.strip() == "changed" else "there was no lab")
 
 
-def bench() -> None:
-    raise Failure("see tools/benchmark.py")
+def capacity() -> None:
+    """The plan's sum for a host that need not be there: HOST=cores=24,ram=128,nodes=2,isa=amx, or HOST=here."""
+    toolchain.python_tools(Journal("capacity"))
+    host = os.environ.get("HOST") or "cores=16,ram=128"
+    if toolchain.run_python("-m", "citadel", "capacity", "--host", host).wait():
+        raise Failure("The plan refuses; what it found and what would help stands above.")
+
+
+def gateway() -> None:
+    """The gateway alone on this machine, before a simulated model; Ctrl-C ends both."""
+    toolchain.python_tools(Journal("gateway"))
+    model = toolchain.run_python("-m", "tests.gateway.simulator")
+    served = toolchain.run_python("-m", "citadel_gateway", "serve", "--config", "gateway/example.yml")
+    try:
+        ended = served.wait()
+    finally:
+        for process in (served, model):
+            process.terminate()
+            process.wait()
+    if ended:
+        raise Failure(f"The gateway ended with status {ended}; its reason stands above.")

@@ -14,7 +14,12 @@ from tools import toolchain
 from tools.phases import ROOT, Failure, Journal, say
 
 # what pytest says at its end, and why it passed over something
-VERDICT = re.compile(r"^(=+ .*(passed|failed|error).* =+|SKIPPED .*)$")
+VERDICT = re.compile(r"(=+ .*(?:passed|failed|error).* =+|SKIPPED \[.*)$")
+
+
+def verdict(line: str) -> str | None:
+    found = VERDICT.search(line.rstrip(" '\""))
+    return found[1] if found else None
 
 
 def shell_scripts() -> list[str]:
@@ -28,9 +33,7 @@ def cheap_checks(journal: Journal) -> None:
     environment = toolchain.environment()
 
     def run(name: str, *command: str) -> None:
-        journal.phase(
-            name, [toolchain.program(command[0]), *command[1:]], environment, lambda line: bool(VERDICT.match(line))
-        )
+        journal.phase(name, [toolchain.program(command[0]), *command[1:]], environment, verdict)
 
     run("ruff", "ruff", "check", ".")
     run("mypy", "mypy", "lab", "tools", "plugins", "gateway/src", "tests")
@@ -81,7 +84,7 @@ def test() -> None:
                     "LAB_PREFIX": lab.prefix,
                     "LAB_NETWORK": str(lab.network.network_address).rpartition(".")[0],
                 },
-                lambda line: bool(VERDICT.match(line.strip(' -"'))),
+                verdict,
             )
     except LabError as error:
         raise Failure(str(error)) from None

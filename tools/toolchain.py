@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -47,6 +48,14 @@ def program(name: str) -> Path:
 def environment() -> dict[str, str]:
     """molecule and ansible-lint look for ansible beside themselves on PATH."""
     return {"PATH": f"{VENV / 'bin'}:{os.environ['PATH']}", "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+
+
+def run_python(*arguments: str) -> subprocess.Popen[bytes]:
+    """The checkout's own Python on the terminal that we have."""
+    paths = f"{ROOT}/plugins/module_utils:{ROOT}/gateway/src"
+    return subprocess.Popen(
+        [program("python"), *arguments], cwd=ROOT, env={**os.environ, **environment(), "PYTHONPATH": paths}
+    )
 
 
 def require_python() -> None:

@@ -74,6 +74,11 @@ plan:
   description: What its activation would do.
   returned: always
   type: dict
+steps:
+  description: The steps of its activation, as the journal will name them.
+  returned: always
+  type: list
+  elements: str
 summary:
   description: The plan as lines for people.
   returned: always
@@ -122,6 +127,7 @@ def _stage(wanted: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         "release": manifest.id,
         "previous": live.release,
         "plan": todo.as_dict(),
+        "steps": todo.steps,
         "summary": todo.lines(),
         "activates": todo.changes or Histories(layout).of(manifest.id).state != GOOD,
         "diff": diff if staged else [],

@@ -28,7 +28,7 @@ BASE: dict[str, Any] = {
     "auth": {"anonymous": {"enabled": True, "tier": "default"}},
     "server": {"drain": 5.0, "write_timeout": 2.0, "body_timeout": 2.0, "header_timeout": 2.0},
     "limits": {"overall": None, "address": PLENTY, "tiers": {"default": {"max_priority": "critical"}}},
-    "health": {"interval": 0.5, "awaited_interval": 0.03, "down_interval": 0.1, "timeout": 1.0, "stalled_after": 0.5},
+    "health": {"interval": 0.5, "awaited_interval": 0.03, "down_interval": 0.1, "timeout": 1.0, "stalled_after": 60.0},
     "breaker": {"window": 10.0, "minimum": 4, "recovery": 0.4, "half_open_calls": 2},
     "retry": {"backoff": 0.01},
 }
@@ -82,7 +82,7 @@ class Lab:
     def reconfigure(self, over: dict[str, Any]) -> str | None:
         """Write a changed file and reload it."""
         self.config = merged(self.config, over)
-        self.gateway.path.write_text(yaml.safe_dump(self.config))
+        self.gateway.path.write_text(yaml.safe_dump(self.config, sort_keys=False))
         return self.gateway.reload()
 
     def records(self, log: str = "access") -> list[dict[str, Any]]:
@@ -101,7 +101,7 @@ class Lab:
         assert gateway.admission.in_flight == 0
         assert gateway.admission.waiting == 0
         assert abs(gateway.admission.common_used) < 1e-9
-        assert gateway.limits.active() == 0
+        assert gateway.limits.open == gateway.limits.leaked() == 0
         assert all(replica.in_flight == 0 for replica in gateway.fleet.replicas())
         assert all(lane.waiting == 0 and lane.cost == 0 for lane in gateway.admission.lanes.values())
         for simulator in self.simulators.values():
@@ -205,7 +205,7 @@ async def running(
         }
         config = merged(merged(BASE, own), over or {})
         path = folder / "gateway.yml"
-        path.write_text(yaml.safe_dump(config))
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
         bind = dict.fromkeys(("api", "management", "health"), "127.0.0.1:0")
         bind["management_socket"] = str(folder / "management.sock")
         process = Process(configuration.load(path), path, bind)

@@ -15,7 +15,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -70,6 +70,8 @@ class Simulator:
         self.tokens_made = 0
         self.probes = 0
         self.connections: set[asyncio.StreamWriter] = set()
+        self.gate = asyncio.Event()  # while it is cleared, no answer is begun
+        self.gate.set()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -187,6 +189,7 @@ class Simulator:
     async def _answer(self, act: Act, seen: Seen, writer: asyncio.StreamWriter) -> bool:
         """True if the connection can carry another request."""
         await asyncio.sleep(act.delay)
+        await self.gate.wait()
         if act.raw is not None:
             writer.write(act.raw)
             await writer.drain()
@@ -329,6 +332,14 @@ async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
         await asyncio.sleep(0.005)
+
+
+async def eventually(condition: Callable[[], Awaitable[object]], seconds: float = 5.0) -> None:
+    """The same for what has to be asked for."""
+    deadline = time.monotonic() + seconds
+    while not await condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        await asyncio.sleep(0.01)
 
 
 def main() -> None:

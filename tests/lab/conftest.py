@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.request
 from collections.abc import Callable
 from typing import Any
@@ -61,3 +62,16 @@ def fetch(url: str, body: dict[str, Any] | None = None) -> Any:
 @pytest.fixture(scope="session")
 def ask() -> Callable[..., Any]:
     return fetch
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., None]:
+    """Await what is true only after the next probe or scrape; say what was seen last if it never is."""
+
+    def wait(condition: Callable[[], Any], wanted: Callable[[Any], bool], seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while not wanted(seen := condition()):
+            assert time.monotonic() < deadline, f"after {seconds} s it still is {seen!r}"
+            time.sleep(0.3)
+
+    return wait

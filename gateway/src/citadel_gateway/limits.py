@@ -161,12 +161,13 @@ class Meter:
 class Reservation:
     """What one request holds. `settle` and `cancel` are idempotent: the first one counts."""
 
-    __slots__ = ("_bucket", "_meters", "_open", "_requests", "_tokens", "reserved")
+    __slots__ = ("_limits", "_meters", "_open", "_requests", "_tokens", "reserved")
 
-    def __init__(self, meters: list[Meter], bucket: Bucket | None, tokens: int, now: float) -> None:
+    def __init__(self, limits: Limits, meters: list[Meter], tokens: int, now: float) -> None:
         self._open = True
         self._meters = meters
-        self._bucket = bucket
+        self._limits = limits
+        limits.open += 1
         self.reserved = tokens
         self._requests: list[tuple[Window, Slice]] = []
         self._tokens: list[tuple[Window, Slice]] = []
@@ -176,8 +177,8 @@ class Reservation:
                 self._requests.append((window, window.take(1, now)))
             if meter.tokens is not None:
                 self._tokens.append((meter.tokens, meter.tokens.take(tokens, now)))
-        if bucket is not None:
-            bucket.level -= 1.0
+        if limits.bucket is not None:
+            limits.bucket.level -= 1.0
 
     def remaining(self) -> tuple[Window | None, Window | None]:
         """The windows that the client is told about: requests and tokens."""
@@ -189,6 +190,7 @@ class Reservation:
         if not self._open:
             return
         self._open = False
+        self._limits.open -= 1
         for meter in self._meters:
             meter.active -= 1
         surplus = self.reserved - tokens
@@ -202,14 +204,15 @@ class Reservation:
         self.settle(0)
         for window, taken in self._requests:
             window.give_back(1, taken)
-        if self._bucket is not None:
-            self._bucket.level = min(self._bucket.burst, self._bucket.level + 1.0)
+        bucket = self._limits.bucket
+        if bucket is not None:
+            bucket.level = min(bucket.burst, bucket.level + 1.0)
 
 
 class Limits:
     def __init__(self, settings: LimitSettings) -> None:
         self._meters: dict[tuple[str, ...], Meter] = {}
-        self._swept = time.monotonic()
+        self.open = 0  # reservations
         self.bucket: Bucket | None = None
         self.apply(settings)
 
@@ -243,7 +246,7 @@ class Limits:
         if bucket is not None and bucket.left(now) < 1.0:
             limit = bucket.rate * 60
             raise Exceeded("all clients", "requests per minute", limit, (1.0 - bucket.level) / bucket.rate)
-        return Reservation(meters, bucket, tokens, now)
+        return Reservation(self, meters, tokens, now)
 
     def sweep(self) -> None:
         """Forget who has used nothing lately; called once in a while, off the path."""
@@ -258,8 +261,9 @@ class Limits:
             for _, key in sorted(resting)[: _ENTRIES // 10]:
                 del self._meters[key]
 
-    def active(self) -> int:
-        return sum(meter.active for meter in self._meters.values())
+    def leaked(self) -> int:
+        """Concurrency that is counted although no reservation is open; anything but 0 is a bug."""
+        return 0 if self.open else sum(meter.active for meter in self._meters.values())
 
     def __len__(self) -> int:
         return len(self._meters)

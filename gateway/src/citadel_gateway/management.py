@@ -151,7 +151,7 @@ async def stats(gateway: Served, _: Actor) -> dict[str, Any]:
         },
         "connections": len(gateway.connections),
         "metered": len(gateway.limits),
-        "reserved_requests": gateway.limits.active(),
+        "reserved_requests": gateway.limits.open,
         "health": health_report(gateway, detailed=True),
     }
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sysconfig
 import threading
 import time
 import uuid
@@ -32,6 +33,7 @@ from lab.settings import Host, Lab
 from lab.tree import tree
 from tests.chaos.release.box.content import ENVIRONMENT
 
+PACKAGES = sysconfig.get_path("purelib")  # what the real gateway needs is installed beside these tests
 BOX = Path(__file__).parent / "box"
 
 
@@ -49,7 +51,7 @@ class Box:
         return Layout(Path(f"/proc/{self.machine.leader}/root"))
 
     def start(self) -> None:
-        self.machine.start(tree(self._lab, ()), [], self._settle)
+        self.machine.start(tree(self._lab, ()), [f"--bind-ro={PACKAGES}:/srv/packages"], self._settle)
         self.machine.await_boot()
 
     def _settle(self, root: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from tests.chaos.release.box.content import content
 from tests.chaos.release.conftest import Box, Client
 
-OLD = {"alpha": {}, "beta": {}}
+OLD: dict[str, dict[str, Any]] = {"alpha": {}, "beta": {}}
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 from citadel.release import files as durable
 from citadel.release.failure import FailedError
 from citadel.release.journal import Journal
-from citadel.release.transaction import activate, recover
+from citadel.release.transaction import Terms, activate, recover
 from tests.unit.release.world import Killed, World, release_files
 
 BEFORE = {"alpha": "a1", "beta": "b1", "gone": "x1"}
@@ -72,7 +72,7 @@ def deployed(root: Path) -> World:
     root.mkdir()
     world = World(root)
     manifest = world.stage(release_files(gateway="g1", **BEFORE))
-    assert activate(world.host(), manifest.id, "tester").good
+    assert activate(world.host(), manifest.id, Terms("tester")).good
     return world
 
 
@@ -103,7 +103,7 @@ def test_every_place_and_every_fault(fault: str, tmp_path: Path, monkeypatch: py
             trap = Trap(world, patches)
             trap.at, trap.spring = at, FAULTS[fault]
             try:
-                activate(world.host(), manifest.id, "tester")
+                activate(world.host(), manifest.id, Terms("tester"))
             except Killed:
                 world.systemd.before = lambda act: None
             except (RuntimeError, FailedError, OSError):
@@ -147,7 +147,7 @@ def reboot(world: World) -> None:
 def heals(world: World) -> None:
     """The next deployment of the same content ends well."""
     manifest = world.stage(release_files(gateway="g2", **AFTER))
-    outcome = activate(world.host(), manifest.id, "tester")
+    outcome = activate(world.host(), manifest.id, Terms("tester"))
     assert outcome.good, outcome.said
     assert world.serving() == NEW
     assert not world.layout.journal.exists()
@@ -172,7 +172,7 @@ def test_the_way_back_may_be_interrupted_too(fault: str, tmp_path: Path, monkeyp
 
             trap.only, trap.at, trap.spring = on_the_way_back, at, raises(Killed())
             try:
-                activate(world.host(), manifest.id, "tester")
+                activate(world.host(), manifest.id, Terms("tester"))
                 break
             except Killed:
                 world.systemd.before = lambda act: None
@@ -187,16 +187,16 @@ def test_the_way_back_may_be_interrupted_too(fault: str, tmp_path: Path, monkeyp
 
 def test_what_answers_nonsense_or_never_is_taken_back(world: World) -> None:
     manifest = world.stage(release_files(gateway="g1", **BEFORE))
-    activate(world.host(), manifest.id, "tester")
+    activate(world.host(), manifest.id, Terms("tester"))
     for digest, content, gateway in (("n1", AFTER, "g1"), ("a2", AFTER, "g1"), ("g3", BEFORE, "g3")):
         world.proofs.wrong = {digest: "was not ready after 900 s"}
         bad = world.stage(release_files(gateway=gateway, **content))
-        outcome = activate(world.host(), bad.id, "tester")
+        outcome = activate(world.host(), bad.id, Terms("tester"))
         assert (outcome.outcome, world.serving()) == ("returned", OLD), digest
         world.proofs.wrong = {}
         world.systemd.crash = {digest}
         crashing = world.stage(release_files(gateway=gateway, host=digest, **content))
-        assert activate(world.host(), crashing.id, "tester").outcome == "returned"
+        assert activate(world.host(), crashing.id, Terms("tester")).outcome == "returned"
         assert world.serving() == OLD, digest
         world.systemd.crash = set()
 
@@ -204,7 +204,7 @@ def test_what_answers_nonsense_or_never_is_taken_back(world: World) -> None:
 def test_a_full_disk_is_survived_with_the_reserve(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writes fail from one moment on, until the reserve is given back."""
     manifest = world.stage(release_files(gateway="g1", **BEFORE))
-    activate(world.host(), manifest.id, "tester")
+    activate(world.host(), manifest.id, Terms("tester"))
     bad = world.stage(release_files(gateway="g2", **AFTER))
     full = False
     fsync = os.fsync
@@ -222,5 +222,5 @@ def test_a_full_disk_is_survived_with_the_reserve(world: World, monkeypatch: pyt
 
     world.systemd.before = fill
     world.proofs.wrong["a2"] = "no room for its cache"
-    assert activate(world.host(), bad.id, "tester").outcome == "returned"
+    assert activate(world.host(), bad.id, Terms("tester")).outcome == "returned"
     assert world.serving() == OLD

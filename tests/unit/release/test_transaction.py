@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from citadel.release.failure import RefusedError
-from citadel.release.transaction import activate, rollback
+from citadel.release.transaction import Terms, activate, rollback
 from tests.unit.release.world import World, release_files
 
 
 def deploy(world: World, **content: str) -> str:
     manifest = world.stage(release_files(**content))
-    outcome = activate(world.host(), manifest.id, "tester")
+    outcome = activate(world.host(), manifest.id, Terms("tester"))
     assert outcome.outcome == "committed", outcome.said
     return manifest.id
 
@@ -31,7 +31,7 @@ def test_first_deployment_serves_everything(world: World) -> None:
 def test_one_model_alone_can_be_deployed(world: World) -> None:
     files = {path: text for path, text in release_files(alpha="a1").items() if "gateway" not in path}
     manifest = world.stage(files)
-    assert activate(world.host(), manifest.id, "tester").good
+    assert activate(world.host(), manifest.id, Terms("tester")).good
     assert world.serving() == {"citadel-llm@alpha.service": "a1"}
 
 
@@ -53,12 +53,24 @@ def test_a_gateway_is_replaced_by_one_of_its_own_release(world: World) -> None:
     assert world.proofs.tried == [first, second]
 
 
+def test_a_gateway_that_drains_keeps_its_unit_until_it_is_gone(world: World) -> None:
+    world.systemd.slow = True
+    first = deploy(world, alpha="a1")
+    deploy(world, alpha="a1", gateway="g2")
+    link = world.layout.units / f"citadel-gateway@{first}.service"
+    assert world.systemd.draining == {link.name} and link.is_symlink()
+    assert world.layout.release(first).is_dir()
+    world.systemd.draining.clear()
+    deploy(world, alpha="a2", gateway="g2")
+    assert not link.is_symlink()
+
+
 def test_the_same_content_again_does_nothing(world: World) -> None:
     first = deploy(world, alpha="a1")
     world.systemd.acts.clear()
     manifest = world.stage(release_files(alpha="a1"))
     assert manifest.id == first
-    assert activate(world.host(), first, "tester").outcome == "unchanged"
+    assert activate(world.host(), first, Terms("tester")).outcome == "unchanged"
     assert world.systemd.acts == []
 
 
@@ -66,7 +78,7 @@ def test_a_service_that_died_is_healed_by_the_same_content(world: World) -> None
     first = deploy(world, alpha="a1", beta="b1")
     before = world.serving()
     del world.systemd.running["citadel-llm@beta.service"]
-    assert activate(world.host(), first, "tester").outcome == "committed"
+    assert activate(world.host(), first, Terms("tester")).outcome == "committed"
     assert world.serving() == before
 
 
@@ -89,12 +101,12 @@ def test_after_any_deployment_a_boot_starts_the_same(world: World) -> None:
 
 def test_rollback_goes_to_the_release_before_and_then_further(world: World) -> None:
     ids = [deploy(world, alpha=f"a{number}") for number in range(3)]
-    assert rollback(world.host(), None, "tester").release == ids[1]
-    assert rollback(world.host(), None, "tester").release == ids[0]
+    assert rollback(world.host(), None, Terms("tester")).release == ids[1]
+    assert rollback(world.host(), None, Terms("tester")).release == ids[0]
     assert world.serving()["citadel-llm@alpha.service"] == "a0"
     with pytest.raises(RefusedError, match=r"no earlier good release"):
-        rollback(world.host(), None, "tester")
-    assert rollback(world.host(), ids[2], "tester").good
+        rollback(world.host(), None, Terms("tester"))
+    assert rollback(world.host(), ids[2], Terms("tester")).good
     assert world.live == ids[2]
 
 
@@ -102,22 +114,22 @@ def test_a_bad_release_is_kept_and_refused(world: World) -> None:
     first = deploy(world, alpha="a1")
     world.proofs.wrong["a2"] = "answers nonsense"
     bad = world.stage(release_files(alpha="a2"))
-    outcome = activate(world.host(), bad.id, "tester")
+    outcome = activate(world.host(), bad.id, Terms("tester"))
     assert (outcome.outcome, outcome.live) == ("returned", first)
     assert "answers nonsense" in outcome.said
     assert world.layout.release(bad.id).is_dir()
     for attempt in (activate, rollback):
         with pytest.raises(RefusedError, match=r"marked bad: in step 'restart citadel-llm@alpha.service'"):
-            attempt(world.host(), bad.id, "tester")
+            attempt(world.host(), bad.id, Terms("tester"))
     world.proofs.wrong.clear()
-    assert activate(world.host(), bad.id, "tester", force=True).good
+    assert activate(world.host(), bad.id, Terms("tester", force=True)).good
 
 
 def test_the_same_bad_content_deployed_again_is_a_new_attempt(world: World) -> None:
     deploy(world, alpha="a1")
     world.proofs.wrong["a2"] = "answers nonsense"
     bad = world.stage(release_files(alpha="a2"))
-    activate(world.host(), bad.id, "tester")
+    activate(world.host(), bad.id, Terms("tester"))
     again = world.stage(release_files(alpha="a2"))
     assert again.id != bad.id and again.digest == bad.digest
 
@@ -125,7 +137,7 @@ def test_the_same_bad_content_deployed_again_is_a_new_attempt(world: World) -> N
 def test_a_failed_first_deployment_leaves_an_empty_host(world: World) -> None:
     world.proofs.wrong["g1"] = "does not come up"
     manifest = world.stage(release_files(alpha="a1"))
-    assert activate(world.host(), manifest.id, "tester").outcome == "returned"
+    assert activate(world.host(), manifest.id, Terms("tester")).outcome == "returned"
     assert world.serving() == {}
     assert world.live is None
     assert list(world.layout.units.rglob("citadel-*")) == []
@@ -136,21 +148,21 @@ def test_refusals_touch_nothing(world: World) -> None:
     world.systemd.acts.clear()
     broken = world.stage({**release_files(alpha="a2"), "units/citadel-other.service": "[Broken]\n"})
     with pytest.raises(RefusedError, match=r"citadel-other.service: bad"):
-        activate(world.host(), broken.id, "tester")
+        activate(world.host(), broken.id, Terms("tester"))
     tampered = world.stage(release_files(alpha="a3"))
     path = world.layout.release(tampered.id) / "config/gateway.yml"
     path.chmod(0o644)
     path.write_text("which: another\n")
     with pytest.raises(RefusedError, match=r"config/gateway.yml was changed"):
-        activate(world.host(), tampered.id, "tester")
+        activate(world.host(), tampered.id, Terms("tester"))
     missing = world.stage(release_files(alpha="a4"), environments={"vllm": "/opt/citadel/envs/vllm-0"})
     with pytest.raises(RefusedError, match=r"environment vllm is not at /opt/citadel/envs/vllm-0"):
-        activate(world.host(), missing.id, "tester")
+        activate(world.host(), missing.id, Terms("tester"))
     unfit = world.stage(release_files(alpha="a5"), capacity={"fits": False, "why": "87 GiB of 64"})
     with pytest.raises(RefusedError, match=r"87 GiB of 64"):
-        activate(world.host(), unfit.id, "tester")
+        activate(world.host(), unfit.id, Terms("tester"))
     with pytest.raises(RefusedError, match=rf"no release 9999-00000000 on this host.*{first}"):
-        activate(world.host(), "9999-00000000", "tester")
+        activate(world.host(), "9999-00000000", Terms("tester"))
     assert world.systemd.acts == []
     assert world.live == first
 
@@ -160,8 +172,8 @@ def test_a_current_link_that_leads_nowhere_is_refused_and_can_be_forced(world: W
     world.layout.current.unlink()
     world.layout.current.symlink_to("releases/0042-00000000")
     with pytest.raises(RefusedError, match=r"points to releases/0042-00000000, which is no release"):
-        rollback(world.host(), first, "tester")
-    assert rollback(world.host(), first, "tester", force=True).good
+        rollback(world.host(), first, Terms("tester"))
+    assert rollback(world.host(), first, Terms("tester", force=True)).good
     assert world.live == first
 
 
@@ -173,9 +185,9 @@ def test_who_comes_second_is_told_who_holds_the_lock(world: World) -> None:
     def intrude(act: str) -> None:
         if act.startswith("restart") and not refusals:
             with pytest.raises(RefusedError) as refused:
-                activate(world.host(), first, "somebody else")
+                activate(world.host(), first, Terms("somebody else"))
             refusals.append(str(refused.value))
 
     world.systemd.before = intrude
-    assert activate(world.host(), second.id, "hana@desk").good
+    assert activate(world.host(), second.id, Terms("hana@desk")).good
     assert f"hana@desk has been busy with the activation of {second.id} since 2026-" in refusals[0]

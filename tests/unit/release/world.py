@@ -30,16 +30,20 @@ class SimulatedSystemd:
         self.running: dict[str, dict[str, str]] = {}
         self.acts: list[str] = []
         self.crash: set[str] = set()  # digests that die at once
+        self.slow = False  # do gateways drain for longer than anybody looks?
+        self.draining: set[str] = set()
         self.before: Callable[[str], None] = lambda act: None
 
     def show(self, unit: str) -> UnitState:
         if unit in self.running:
             return UnitState("active", "running", 1 + list(self.running).index(unit))
+        if unit in self.draining:
+            return UnitState("deactivating", "stop-sigterm", 0)
         return UnitState("inactive", "dead", 0)
 
     def matching(self, pattern: str) -> list[str]:
         head, tail = pattern.split("*")
-        return sorted(unit for unit in self.running if unit.startswith(head) and unit.endswith(tail))
+        return sorted(unit for unit in {*self.running, *self.draining} if unit.startswith(head) and unit.endswith(tail))
 
     def environment(self, pid: int) -> Mapping[str, str]:
         return list(self.running.values())[pid - 1] if pid else {}
@@ -58,7 +62,8 @@ class SimulatedSystemd:
 
     def stop(self, unit: str, *, wait: bool) -> None:
         self._act(f"stop {unit}")
-        self.running.pop(unit, None)
+        if self.running.pop(unit, None) and self.slow and not wait:
+            self.draining.add(unit)
 
     def verify(self, units: Iterable[Path]) -> list[str]:
         return [f"{path.name}: bad" for path in units if "[Broken]" in path.read_text()]

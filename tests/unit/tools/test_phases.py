@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tools import phases
+from tools import phases, testing
+from tools.deployment import for_people
 from tools.phases import Failure, Journal
 
 ANSIBLE_FAILURE = """
@@ -18,7 +19,11 @@ PLAY [Prepare the LLM servers] *****
 
 TASK [host : Packages are installed] *****
 Saturday 21 November 2026
-[ERROR]: Task failed: Module failed: No package matching 'nonsense' is available
+[ERROR]: Task failed: Module failed: No package matching 'nonsense' is available:
+look for its name with apt-cache search
+Origin: roles/host/tasks/main.yml:37:3
+
+37 - name: Packages are installed
 fatal: [llm-01]: FAILED! =>
     changed: false
 """
@@ -37,7 +42,8 @@ def test_a_failed_task_is_told_with_host_reason_and_log(journal: Journal) -> Non
         journal.phase("deploy", command)
     told = str(failure.value)
     assert "the task 'host : Packages are installed' failed on llm-01: " in told
-    assert "No package matching 'nonsense' is available" in told
+    assert "No package matching 'nonsense' is available:\n    look for its name with apt-cache search\n" in told
+    assert "Origin" not in told
     assert str(journal.log.name) in told
     assert "run the same command again" in told
 
@@ -50,16 +56,17 @@ def test_a_failed_command_is_told_with_its_last_words(journal: Journal) -> None:
 def test_the_log_has_every_line_and_the_report_every_phase(
     journal: Journal, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    journal.phase("count", [sys.executable, "-c", "print('one'); print('| two')"], show=lambda line: line[0] == "|")
+    journal.phase("count", [sys.executable, "-c", "print('one'); print('| two')"], show=for_people)
     journal.finish()
     assert "one\n| two\n" in journal.log.read_text()
     shown = capsys.readouterr().out
-    assert "    | two\n" in shown
+    assert "    two\n" in shown
     assert "one" not in shown.replace("done", "")
     assert list(json.loads((tmp_path / "reports/deploy.json").read_text())["phases"]) == ["count"]
 
 
-def test_ending_a_phase_ends_what_it_started() -> None:
+def test_ending_a_phase_ends_what_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phases, "PATIENCE", 0.5)
     script = "sleep 300 & echo $!; wait"
     process = subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
@@ -69,3 +76,16 @@ def test_ending_a_phase_ends_what_it_started() -> None:
     deadline = time.monotonic() + 30
     while child.exists() and "State:\tZ" not in (child / "status").read_text():
         assert time.monotonic() < deadline, "the child outlived its phase"
+
+
+@pytest.mark.parametrize(
+    ("line", "verdict"),
+    [
+        ("======= 9 passed in 5.03s =======", "======= 9 passed in 5.03s ======="),
+        ('        - "===== 1 failed, 2 passed in 1.0s ====="', "===== 1 failed, 2 passed in 1.0s ====="),
+        ("SKIPPED [1] tests/x.py:3: node is not installed", "SKIPPED [1] tests/x.py:3: node is not installed"),
+        ("tests/lab/test_hosts.py .....", None),
+    ],
+)
+def test_what_pytest_says_at_its_end_is_shown(line: str, verdict: str | None) -> None:
+    assert testing.verdict(line) == verdict

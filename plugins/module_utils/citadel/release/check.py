@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .journal import set_reserve
 from .layout import Layout
+from .links import FACES, links_of
 from .manifest import Manifest, tampering
 from .services import GATEWAY_TEMPLATE
 from .survey import Live
@@ -27,6 +28,7 @@ def check(layout: Layout, systemd: Systemd, manifest: Manifest, live: Live, run:
     return [
         *(f"the release was altered after it was staged: {line}" for line in tampering(release, manifest)),
         *_parts(layout, manifest),
+        *_strangers(layout, manifest),
         *_disk(layout),
         *_capacity(manifest),
         *_ports(layout, manifest, live),
@@ -47,6 +49,15 @@ def _parts(layout: Layout, manifest: Manifest) -> list[str]:
         if not layout.inside(model["path"]).is_dir()
     ]
     return missing
+
+
+def _strangers(layout: Layout, manifest: Manifest) -> list[str]:
+    """What somebody else put where our links belong is not for us to replace."""
+    return [
+        f"{path} is no link of ours: move it away, the release brings its own"
+        for path in [*links_of(layout, manifest), *(layout.home / face for face in FACES)]
+        if path.exists() and not path.is_symlink()
+    ]
 
 
 def _disk(layout: Layout) -> list[str]:

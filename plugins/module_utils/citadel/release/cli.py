@@ -16,9 +16,10 @@ from .host import Host, now
 from .layout import Layout
 from .manifest import read_manifest, tampering
 from .prober import HttpProber
+from .retention import Keep
 from .systemd import Systemctl
 from .table import rows, table
-from .transaction import Outcome, activate, recover, rollback
+from .transaction import Outcome, Terms, activate, recover, rollback
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for act in (one, two):
         act.add_argument("--force", action="store_true", help="even if it is marked bad")
         act.add_argument("--who", default="an operator on the host")
+        act.add_argument("--keep", type=int, default=Keep.good, help="good releases that stay")
+        act.add_argument("--keep-bad", type=int, default=Keep.other, help="other releases that stay for study")
     three = acts.add_parser("recover", help="finish or undo a transaction that was interrupted")
     three.add_argument("--boot", action="store_true", help="before the services start: wait for none of them")
     for act in (one, two, three):
@@ -42,9 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     layout = Layout()
     systemd = Systemctl()
-    host = Host(layout, systemd, HttpProber(layout, systemd), ManagementGate(layout))
     try:
-        return _act(host, arguments)
+        with HttpProber(layout, systemd) as prober:
+            return _act(Host(layout, systemd, prober, ManagementGate(layout)), arguments)
     except RefusedError as refusal:
         print(refusal, file=sys.stderr)
         _result(arguments, {"outcome": "refused", "good": False, "said": str(refusal)})
@@ -54,9 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _act(host: Host, arguments: argparse.Namespace) -> int:
     match arguments.act:
         case "activate":
-            return _ended(arguments, activate(host, arguments.release, arguments.who, arguments.force))
+            return _ended(arguments, activate(host, arguments.release, _terms(arguments)))
         case "rollback":
-            return _ended(arguments, rollback(host, arguments.to, arguments.who, arguments.force))
+            return _ended(arguments, rollback(host, arguments.to, _terms(arguments)))
         case "recover":
             outcome = recover(host, boot=arguments.boot)
             if outcome is None:
@@ -72,6 +75,10 @@ def _act(host: Host, arguments: argparse.Namespace) -> int:
             found = tampering(release, read_manifest(release))
             print("\n".join(found) or f"{arguments.release} is what its manifest says.")
             return 1 if found else 0
+
+
+def _terms(arguments: argparse.Namespace) -> Terms:
+    return Terms(arguments.who, arguments.force, Keep(max(arguments.keep, 1), max(arguments.keep_bad, 0)))
 
 
 def _ended(arguments: argparse.Namespace, outcome: Outcome) -> int:

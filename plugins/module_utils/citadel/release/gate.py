@@ -10,7 +10,7 @@ from typing import Protocol
 
 from .layout import Layout
 
-IDLE = 30.0  # seconds that running requests get to end before their model is stopped
+IDLE = 300.0  # seconds that running requests get to end before their model is stopped; the slowest model's own
 
 
 class Gate(Protocol):

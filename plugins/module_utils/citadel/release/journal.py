@@ -10,6 +10,7 @@ import errno
 import json
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .files import flush_folder
@@ -83,6 +84,7 @@ class Story:
     previous: str | None = None
     number: int = 0
     who: str = ""
+    began: str = ""
     step: str = ""
     proven: bool = False
     returning: str = ""
@@ -104,10 +106,13 @@ class Story:
         return bool(self.target)
 
 
-def read_story(layout: Layout) -> Story | None:
-    """The open transaction, or None. Lines that were cut short are as good as not written."""
+def read_story(layout: Layout, path: Path | None = None) -> Story | None:
+    """The open transaction, or the one in another journal; None if there is none.
+
+    Lines that were cut short are as good as not written.
+    """
     try:
-        lines = layout.journal.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (path or layout.journal).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return None
     story = Story()
@@ -121,6 +126,7 @@ def read_story(layout: Layout) -> Story | None:
             case "begin":
                 story.target, story.previous = event["target"], event["previous"]
                 story.number, story.who = event["number"], event["who"]
+                story.began = event["at"]
             case "step" if not story.returning:
                 story.step = event["name"]
             case "proven":

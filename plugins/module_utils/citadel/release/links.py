@@ -29,21 +29,19 @@ def links_of(layout: Layout, manifest: Manifest) -> dict[Path, str]:
         if name == path or not MANAGED.match(name):
             continue
         text = (release / path).read_text(encoding="utf-8")
+        source = layout.units / name
+        instances = [name]
         if name == GATEWAY_TEMPLATE:
-            instances = {f"citadel-gateway@{manifest.id}.service": f"{release}/{path}"}
-            links |= {layout.units / unit: target for unit, target in instances.items()}
+            source = layout.units / f"citadel-gateway@{manifest.id}.service"
+            instances = [source.name]
+            links[source] = f"{release}/{path}"
         else:
-            links[layout.units / name] = f"{layout.current}/{path}"
-            instances = {name: ""}
-            if name == MODEL_TEMPLATE:
-                instances = {service.unit: "" for service in manifest.services if service.kind == "model"}
-        for folder in wanted_by(text):
-            links |= {layout.units / folder / unit: str(layout.units / _source(name, unit)) for unit in instances}
+            links[source] = f"{layout.current}/{path}"
+        if name == MODEL_TEMPLATE:
+            instances = [service.unit for service in manifest.services if service.kind == "model"]
+        for wants in wanted_by(text):
+            links |= {layout.units / wants / unit: str(source) for unit in instances}
     return links
-
-
-def _source(name: str, unit: str) -> str:
-    return unit if name == GATEWAY_TEMPLATE else name
 
 
 def wanted_by(text: str) -> list[str]:
@@ -83,8 +81,7 @@ def switch(layout: Layout, manifest: Manifest, keep: set[str]) -> None:
     stay."""
     link(layout.current, f"releases/{manifest.id}")
     for name, target in FACES.items():
-        if not (layout.home / name).is_dir() or (layout.home / name).is_symlink():
-            link(layout.home / name, target)
+        link(layout.home / name, target)
     wanted = links_of(layout, manifest)
     for path, target in wanted.items():
         link(path, target)

@@ -69,10 +69,12 @@ def content_digest(
     files: Mapping[str, str],
     environments: Mapping[str, str],
     models: Mapping[str, Mapping[str, str]],
-    services: tuple[Service, ...],
 ) -> str:
-    """What the release is, without who staged it and when: equal content has an equal digest."""
-    value = [files, environments, models, [service.as_dict() for service in services]]
+    """What the release is, without who staged it and when: equal content has an equal digest.
+
+    Services are read from the files, so they are in it; how they are written down may change with this code.
+    """
+    value = [files, environments, models]
     return sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
 
 
@@ -110,7 +112,7 @@ def tampering(release: Path, manifest: Manifest) -> list[str]:
         lead = release / "env" / name
         if not lead.is_symlink() or str(lead.readlink()) != target:
             found.append(f"env/{name} does not lead to {target}")
-    recomputed = content_digest(manifest.files, manifest.environments, manifest.models, manifest.services)
+    recomputed = content_digest(manifest.files, manifest.environments, manifest.models)
     if manifest.digest != recomputed or manifest.id != release.name or not manifest.id.endswith(recomputed[:8]):
         found.append("manifest.json does not match its own digest")
     return found

@@ -17,7 +17,7 @@ from .links import dismantle, our_links, switch
 from .manifest import Manifest
 from .plan import Action, Plan, plan
 from .services import Service
-from .survey import Live, gateways, runs
+from .survey import Live, gateways, present_gateways, runs
 
 Proof = list[dict[str, Any]]
 RECOVERY = "citadel-recover.service"
@@ -29,7 +29,7 @@ def move(host: Host, manifest: Manifest) -> Proof:
     live = host.survey()
     todo = plan(manifest, live)
     with step(host, "switch"):
-        switch(host.layout, manifest, keep=set(gateways(live.processes)))
+        switch(host.layout, manifest, keep=present_gateways(host.systemd))
         host.systemd.reload()
     _let_go_of_failed_gateways(host, manifest, live)
     proof: Proof = []
@@ -58,7 +58,7 @@ def settle(host: Host, manifest: Manifest) -> None:
                 host.systemd.stop(unit, wait=not gateways([unit]))
     for unit in _units(manifest, ".target", ".timer"):
         host.systemd.start(unit, wait=False)
-    switch(host.layout, manifest, keep={serving})
+    switch(host.layout, manifest, keep=present_gateways(host.systemd))
     host.systemd.reload()
 
 

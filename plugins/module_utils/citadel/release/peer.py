@@ -5,6 +5,7 @@ Two gateways share their listening sockets for a moment, and a proof has to be t
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -41,7 +42,10 @@ def _inode(client_port: int, server_port: int, proc: Path) -> str | None:
 
 
 def _descriptors(pid: int, proc: Path) -> set[str]:
-    try:
-        return {str(path.readlink()) for path in (proc / str(pid) / "fd").iterdir()}
-    except OSError:
-        return set()
+    found = set()
+    with contextlib.suppress(OSError):
+        for path in (proc / str(pid) / "fd").iterdir():
+            # Descriptors come and go while one looks.
+            with contextlib.suppress(OSError):
+                found.add(str(path.readlink()))
+    return found

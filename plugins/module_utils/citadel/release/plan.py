@@ -51,8 +51,20 @@ class Plan:
     def seconds(self) -> float:
         return sum(action.seconds for action in self.acts)
 
+    @property
+    def steps(self) -> list[str]:
+        """The steps that its execution writes into the journal until everything is proven."""
+        return ["switch", *(f"{act.verb} {act.unit}" for act in self.acts if act.verb != "stop"), "prove"]
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> Plan:
+        """A plan that was written down."""
+        lists = {key: tuple(value[key]) for key in ("added", "changed", "removed", "moved", "sockets")}
+        actions = tuple(Action(**action) for action in value["actions"])
+        return cls(**{**value, **lists, "actions": actions})
 
     def lines(self) -> list[str]:
         """The plan as people read it."""

@@ -30,6 +30,10 @@ class WrongError(FailedError):
     """An answer that waiting does not make right."""
 
 
+class StrangerError(WrongError):
+    """The gateway serves nobody whom it does not know, or has served this stranger enough."""
+
+
 class Connection:
     """One connection kept for several questions, so that one process answers them all."""
 
@@ -102,9 +106,11 @@ def answer(connection: Connection, model: str, task: str) -> dict[str, Any]:
 def _refused(what: str, status: int, value: dict[str, Any]) -> FailedError:
     error = value.get("error", value)
     said = str(error.get("message", error) if isinstance(error, dict) else error)[:200]
-    # Not ready and too busy pass; a client's error does not, however long one waits.
-    kind = FailedError if status in {429, 502, 503, 504} else WrongError
-    return kind(f"{what}: {status}, {said}")
+    text = f"{what}: {status}, {said}"
+    if status in {401, 403, 429}:
+        return StrangerError(text)
+    # Not being ready passes; a client's error does not, however long one waits.
+    return FailedError(text) if status in {502, 503, 504} else WrongError(text)
 
 
 def _sense(value: dict[str, Any], task: str) -> str | None:

@@ -7,11 +7,12 @@ from typing import Any
 
 from .. import ready
 from . import files
+from .credential import Credential
 from .failure import FailedError
 from .layout import Layout
 from .manifest import Manifest
 from .peer import family, server_of
-from .probe import Connection, answer, await_proof, listed
+from .probe import Connection, StrangerError, WrongError, answer, await_proof, listed
 from .services import GATEWAY_TEMPLATE, Service
 from .systemd import Systemd
 from .trial import UNIT, free_port, trial_unit
@@ -23,6 +24,13 @@ class HttpProber:
     def __init__(self, layout: Layout, systemd: Systemd) -> None:
         self._layout = layout
         self._systemd = systemd
+        self._credential = Credential(layout)
+
+    def __enter__(self) -> HttpProber:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._credential.revoke()
 
     def model(self, service: Service) -> dict[str, Any]:
         url = f"http://127.0.0.1:{service.port}"
@@ -44,14 +52,30 @@ class HttpProber:
         try:
             self._systemd.reload()
             self._systemd.start(UNIT, wait=True)
-            return await_proof(self._systemd, tried, lambda: self._answers(manifest, tried))
+            return await_proof(self._systemd, tried, lambda: self._introduced(manifest, tried))
         finally:
             self._systemd.stop(UNIT, wait=True)
             unit.unlink()
 
     def gateway(self, manifest: Manifest, service: Service) -> dict[str, Any]:
         """On the port that clients use. An older gateway may share it: only this one's own answers count."""
-        return await_proof(self._systemd, service, lambda: self._answers(manifest, service))
+        return await_proof(self._systemd, service, lambda: self._introduced(manifest, service))
+
+    def _introduced(self, manifest: Manifest, service: Service) -> dict[str, Any]:
+        """The proof, with a key if it takes one."""
+        try:
+            return self._answers(manifest, service)
+        except StrangerError as error:
+            if not self._credential.secret:
+                self._key(manifest)
+            # The gateway reads its keys again in a moment: that passes.
+            raise FailedError(str(error)) from error
+
+    def _key(self, manifest: Manifest) -> None:
+        try:
+            self._credential.make(manifest)
+        except FailedError as error:
+            raise WrongError(str(error)) from error
 
     def _answers(self, manifest: Manifest, service: Service) -> dict[str, Any]:
         """The gateway lists every model of the release, and each of them answers through it."""
@@ -67,7 +91,7 @@ class HttpProber:
     def _connected(self, port: int, pid: int, attempts: int = 200) -> Connection:
         """A connection that this process has accepted; the kernel hands them out as it likes."""
         for _ in range(attempts):
-            connection = Connection(port)
+            connection = Connection(port, self._credential.secret)
             listed(connection)
             if server_of(connection.own_port, port, family(pid)):
                 return connection

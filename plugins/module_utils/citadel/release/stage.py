@@ -17,7 +17,7 @@ from .history import BAD, GOOD, WITHDRAWN, Histories
 from .layout import Layout
 from .lock import locked
 from .manifest import Manifest, content_digest, number_of, read_manifest, sha256, tampering
-from .services import Service, services_of
+from .services import services_of
 from .survey import Live
 
 _DIRECT = re.compile(r"^(units|config|gateway|host|[a-z][a-z0-9_-]*)/")
@@ -30,7 +30,6 @@ class Wish:
     files: Mapping[str, str]
     environments: Mapping[str, str] = field(default_factory=dict)
     models: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    services: tuple[Service, ...] | None = None  # read from the files unless given
     source: Mapping[str, Any] = field(default_factory=dict)
     capacity: Mapping[str, Any] = field(default_factory=dict)
     who: str = ""
@@ -42,10 +41,9 @@ def manifest_of(layout: Layout, wish: Wish, live: Live) -> Manifest:
     number."""
     _validate(wish)
     files = {path: sha256(text.encode()) for path, text in sorted(wish.files.items())}
-    services = tuple(services_of(wish.files)) if wish.services is None else wish.services
     environments = dict(sorted(wish.environments.items()))
     models = {name: dict(model) for name, model in sorted(wish.models.items())}
-    digest = content_digest(files, environments, models, services)
+    digest = content_digest(files, environments, models)
     if live.manifest and live.manifest.digest == digest:
         return live.manifest
     return Manifest(
@@ -54,7 +52,7 @@ def manifest_of(layout: Layout, wish: Wish, live: Live) -> Manifest:
         files=files,
         environments=environments,
         models=models,
-        services=services,
+        services=tuple(services_of(wish.files)),
         source=dict(wish.source),
         created={"by": wish.who, "at": wish.at},
         capacity=dict(wish.capacity),

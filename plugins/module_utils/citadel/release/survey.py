@@ -69,6 +69,13 @@ def gateways(units: Iterable[str]) -> list[str]:
     return [unit for unit in units if unit.startswith(GATEWAY_PREFIX)]
 
 
+def present_gateways(systemd: Systemd) -> set[str]:
+    """Gateways that serve or still drain. One that drains needs its unit file: without it, systemd would fall back to
+    its default patience and cut long streams."""
+    units = systemd.matching(f"{GATEWAY_PREFIX}*.service")
+    return {unit for unit in units if systemd.show(unit).active not in {"inactive", "failed"}}
+
+
 def runs(live: Live, service: Service) -> bool:
     """Does a process run that was started with exactly this? For the gateway any release's process will do.
     Does a process run that was started with exactly this? For the gateway any release's process will do."""

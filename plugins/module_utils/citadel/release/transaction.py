@@ -7,7 +7,7 @@ or undoes it: after a kill, at the next boot, and before the next transaction.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .failure import RefusedError
@@ -19,6 +19,8 @@ from .lock import locked
 from .manifest import NAME, Manifest, read_manifest
 from .move import clear, line_up, move, settle
 from .plan import plan
+from .report import write_report
+from .retention import Keep, collect
 
 COMMITTED, RETURNED, UNCHANGED = "committed", "returned", "unchanged"
 UNDONE, FINISHED, STUCK = "undone", "finished", "stuck"
@@ -38,6 +40,7 @@ class Outcome:
     proof: list[dict[str, Any]] = field(default_factory=list)
     recovered: str = ""
     report: str = ""
+    collected: list[str] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
@@ -47,26 +50,35 @@ class Outcome:
         return {**asdict(self), "good": self.good}
 
 
-def activate(host: Host, release: str, who: str, force: bool = False) -> Outcome:
-    with locked(host.layout, f"the activation of {release}", who, host.now()):
-        return Transaction(host).run(release, who, force)
+@dataclass(frozen=True)
+class Terms:
+    """Who asks for a transaction, and how."""
+
+    who: str
+    force: bool = False
+    keep: Keep = field(default_factory=Keep)
 
 
-def rollback(host: Host, to: str | None, who: str, force: bool = False) -> Outcome:
+def activate(host: Host, release: str, terms: Terms) -> Outcome:
+    with locked(host.layout, f"the activation of {release}", terms.who, host.now()):
+        return Transaction(host).run(release, terms)
+
+
+def rollback(host: Host, to: str | None, terms: Terms) -> Outcome:
     """Activation of a release that was good before. The one that is left is not gone back to by itself."""
-    with locked(host.layout, f"a rollback to {to or 'the release before'}", who, host.now()):
+    with locked(host.layout, f"a rollback to {to or 'the release before'}", terms.who, host.now()):
         transaction = Transaction(host)
-        left = _live(host, force)
+        left = _live(host, terms.force)
         target = to or host.histories.before(left)
         history = host.histories.of(target)
-        if _known(host, target) and history.state not in {GOOD, WITHDRAWN} and not force:
+        if _known(host, target) and history.state not in {GOOD, WITHDRAWN} and not terms.force:
             raise RefusedError(
                 f"Release {target} is marked {history.state}: {history.reason or 'it was never proven'}. "
                 "Choose a good one from `make releases`, or say FORCE=1."
             )
-        outcome = transaction.run(target, who, force)
+        outcome = transaction.run(target, terms)
         if outcome.good and left and left != target and host.histories.of(left).state == GOOD:
-            host.histories.mark(left, WITHDRAWN, host.now(), f"rolled back to {target} by {who}")
+            host.histories.mark(left, WITHDRAWN, host.now(), f"rolled back to {target} by {terms.who}")
         return outcome
 
 
@@ -87,9 +99,9 @@ class Transaction:
         self.recovered = self._recover()
         self._begun = host.clock()
 
-    def run(self, release: str, who: str, force: bool) -> Outcome:
+    def run(self, release: str, terms: Terms) -> Outcome:
         host = self._host
-        manifest = self._admit(release, force)
+        manifest = self._admit(release, terms.force)
         live = host.survey()
         objections = host.check(host.layout, host.systemd, manifest, live)
         if objections:
@@ -103,7 +115,7 @@ class Transaction:
             "begin",
             target=manifest.id,
             previous=live.release,
-            who=who,
+            who=terms.who,
             at=host.now(),
             number=1 + sum(1 for _ in host.layout.journals.glob("*.jsonl")),
             plan=todo.as_dict(),
@@ -112,7 +124,8 @@ class Transaction:
             host.journal.write("proven", proof=move(host, manifest))
         except Exception as failure:
             return self._return(str(failure) or type(failure).__name__, BAD)
-        return self._commit(COMMITTED)
+        outcome = self._commit(COMMITTED)
+        return replace(outcome, collected=self._collect(terms.keep))
 
     def _admit(self, release: str, force: bool) -> Manifest:
         host = self._host
@@ -201,6 +214,18 @@ class Transaction:
         else:
             settle(self._host, manifest)
 
+    def _collect(self, keep: Keep) -> list[str]:
+        """The deployment is done; what cannot be cleared away now is cleared away by the next one."""
+        host = self._host
+        try:
+            gone = collect(host.layout, host.systemd, keep)
+        except OSError as error:
+            host.tell(f"Old releases were not cleared away: {error}")
+            return []
+        for name in gone:
+            host.tell(f"cleared away: {name}")
+        return gone
+
     def _end(self, outcome: str, live: str | None, said: str) -> Outcome:
         host, story = self._host, self._story()
         ended = Outcome(
@@ -217,7 +242,8 @@ class Transaction:
         host.journal.write("end", outcome=outcome, said=said, at=host.now())
         host.journal.close(_name(story))
         host.tell(said)
-        return ended
+        told = {**ended.as_dict(), "who": story.who, "began": story.began, "ended": host.now()}
+        return replace(ended, report=write_report(host.layout, _name(story), told))
 
     def _story(self) -> Story:
         return read_story(self._host.layout) or Story()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .failure import RefusedError
+from .journal import read_story
 from .layout import Layout
 from .lock import holder
 
@@ -34,6 +35,8 @@ class Request:
     release: str = ""
     force: bool = False
     who: str = ""
+    keep: int = 5
+    keep_bad: int = 2
 
     def arguments(self, result: Path) -> list[str]:
         base = [PYTHON, "-B", "-m", "citadel", "release", self.act]
@@ -43,6 +46,7 @@ class Request:
             base += ["--to", self.release]
         if self.act != "recover":
             base += ["--who", self.who or "somebody", *(["--force"] if self.force else [])]
+            base += ["--keep", str(self.keep), "--keep-bad", str(self.keep_bad)]
         return [*base, "--result", str(result)]
 
 
@@ -57,7 +61,7 @@ def command(layout: Layout, request: Request, result: Path) -> list[str]:
         "--description=Citadel release transaction",
         "--service-type=exec",
         f"--property=ExecStopPost={' '.join(recovery)}",
-        "--property=TimeoutStopSec=infinity",
+        "--property=TimeoutStopSec=2h",
         f"--setenv=PYTHONPATH={engine(layout, request)}",
         *request.arguments(result),
     ]
@@ -107,6 +111,29 @@ def follow(result: Path, timeout: float) -> dict[str, Any]:
     raise RefusedError(
         f"The transaction still runs after {timeout:.0f} s. It goes on by itself: `journalctl -fu {UNIT}`."
     )
+
+
+def follow_step(layout: Layout, result: Path, name: str, timeout: float) -> float | None:
+    """Wait until a step has ended; how long it took, or None if the transaction ended without it."""
+    limit = time.monotonic() + timeout
+    while time.monotonic() < limit:
+        over = result.exists() or not active()
+        for step in steps(layout):
+            if step["name"] == name:
+                return float(step["seconds"])
+        if over:
+            return None
+        time.sleep(PAUSE)
+    return None
+
+
+def steps(layout: Layout) -> list[dict[str, Any]]:
+    """The completed steps of the open transaction, or of the last one that ended."""
+    story = read_story(layout)
+    if story is None:
+        newest = max(layout.journals.glob("*.jsonl"), default=None, key=lambda path: path.name)
+        story = read_story(layout, newest) if newest else None
+    return story.steps() if story else []
 
 
 def active(run: Run = _run) -> bool:

@@ -16,10 +16,16 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self.answer({"data": [{"id": name}]})
+        if self.path == "/metrics":
+            self.send(b'vllm:num_requests_running{engine="0"} 0.0\n', "text/plain")
+        else:
+            self.answer({"data": [{"id": name}]})
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if asked.get("stream"):
+            self.stream(int(asked.get("max_tokens", 40)))
+            return
         if wrong == "nonsense":
             self.answer({"choices": [{"message": {"content": ""}, "text": ""}], "usage": {"completion_tokens": 0}})
             return
@@ -33,9 +39,25 @@ class Handler(BaseHTTPRequestHandler):
             }
         )
 
-    def answer(self, value: object) -> None:
-        body = json.dumps(value).encode()
+    def stream(self, tokens: int) -> None:
+        """Ten tokens a second, numbered, so that a missing one shows."""
         self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        events = [json.dumps({"model": name, "choices": [{"delta": {"content": f"{n} "}}]}) for n in range(tokens)]
+        for event in [*events, "[DONE]"]:
+            chunk = f"data: {event}\n\n".encode()
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+            time.sleep(0.1)
+        self.wfile.write(b"0\r\n\r\n")
+
+    def answer(self, value: object) -> None:
+        self.send(json.dumps(value).encode(), "application/json")
+
+    def send(self, body: bytes, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

@@ -1,0 +1,67 @@
+"""What a deployment leaves on a real host: an immutable release that is live, proven, and ready to be recovered."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from testinfra.host import Host
+
+HOME = "/opt/citadel"
+CITADEL = f"cd / && PYTHONPATH={HOME}/state/engine python3 -B -m citadel release"
+
+
+@pytest.fixture(scope="module")
+def live(llm: Host) -> str:
+    return str(llm.check_output(f"basename $(readlink {HOME}/current)"))
+
+
+def test_the_live_release_is_what_its_manifest_says(llm: Host, live: str) -> None:
+    assert llm.check_output(f"{CITADEL} verify {live}") == f"{live} is what its manifest says."
+
+
+def test_the_live_release_is_proven(llm: Host, live: str) -> None:
+    releases = json.loads(llm.check_output(f"{CITADEL} list --json"))
+    [entry] = [entry for entry in releases if entry["live"]]
+    assert (entry["id"], entry["state"]) == (live, "good")
+    assert entry["proof"] > 0
+
+
+def test_what_runs_is_what_the_release_says(llm: Host, live: str) -> None:
+    manifest = json.loads(llm.file(f"{HOME}/current/manifest.json").content_string)
+    for service in manifest["services"]:
+        unit = service["unit"].replace("gateway@.", f"gateway@{live}.")
+        pid = llm.check_output(f"systemctl show --property=MainPID --value '{unit}'")
+        if service["kind"] == "gateway" and pid == "0":
+            continue  # an equal gateway that an earlier release started
+        assert f"CITADEL_DIGEST={service['digest']}" in llm.file(f"/proc/{pid}/environ").content_string
+
+
+def test_units_lead_into_the_release(llm: Host) -> None:
+    ours = "find /etc/systemd/system -maxdepth 1 -name 'citadel-*'"
+    links = llm.check_output(f"{ours} -type l -printf '%l\\n'").splitlines()
+    assert links and all(link.startswith(f"{HOME}/") for link in links)
+    assert llm.check_output(f"{ours} -type f") == ""
+    assert llm.check_output("find /etc/systemd/system -name 'citadel-*' -xtype l") == ""
+
+
+def test_the_documents_paths_lead_to_the_live_release(llm: Host, live: str) -> None:
+    for path in ("config", "env", "llm-server"):
+        assert f"/releases/{live}" in llm.check_output(f"readlink -f {HOME}/{path}")
+
+
+def test_nobody_but_root_can_change_what_root_runs(llm: Host) -> None:
+    assert llm.check_output(f"find {HOME}/releases {HOME}/state ! -user root") == ""
+    assert llm.check_output(f"find {HOME}/releases -type f -perm /222") == ""
+
+
+def test_recovery_is_armed_and_had_nothing_to_do(llm: Host) -> None:
+    assert llm.check_output("systemctl is-enabled citadel-recover.service") in {"enabled", "linked"}
+    assert not llm.file(f"{HOME}/state/transaction.jsonl").exists
+    assert llm.check_output("systemd-analyze verify citadel-recover.service 2>&1 | grep -i cycle || true") == ""
+
+
+def test_there_is_a_report_of_the_deployment(llm: Host, live: str) -> None:
+    reports = llm.check_output(f"ls {HOME}/state/reports/*{live}.md").splitlines()
+    text = llm.file(reports[-1]).content_string
+    assert f"# {live}: committed" in text and "## Proof" in text

@@ -1,0 +1,103 @@
+"""`make bench-deploy`: how long a cold demo, a warm one and a deployment that changes nothing take, and where it goes.
+
+Each runs in a clean clone with a cache and a lab of its own, so that nothing of this checkout helps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tools.phases import ROOT, Failure, Journal, duration
+
+DOCUMENT = ROOT / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- deploy: begin -->", "<!-- deploy: end -->"
+LAB = {"LAB_PREFIX": "bench", "LAB_NETWORK": "10.77.43"}
+# ansible.posix.profile_tasks ends a run with lines like `release : Stage the release ----- 0.66s`
+TASK = re.compile(r"^(?:(\w+) : )?.+? -{3,} +([\d.]+)s$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Run:
+    name: str
+    total: float
+    phases: dict[str, float]
+    roles: dict[str, float]
+
+
+def run() -> None:
+    journal = Journal("bench-deploy")
+    with tempfile.TemporaryDirectory(prefix="citadel-bench-") as folder:
+        clone = Path(folder) / "checkout"
+        journal.phase("clone", ["git", "clone", "--quiet", ROOT, clone])
+        environment = {**LAB, "CITADEL_CACHE": f"{folder}/cache", "ENV": "lab"}
+
+        def timed(name: str, verb: str) -> Run:
+            journal.phase(name, ["make", verb], environment, folder=clone)
+            report = json.loads((clone / "reports" / f"{verb}.json").read_text())
+            log = max((clone / "reports").glob(f"{verb}-*.log"), key=lambda path: path.name)
+            return Run(name, report["total"], report["phases"], by_role(log.read_text()))
+
+        try:
+            cold = timed("cold demo", "demo")
+            no_op = timed("deploy that changes nothing", "deploy")
+            journal.phase("destroy", ["make", "destroy"], environment, folder=clone)
+            warm = timed("warm demo", "demo")
+        finally:
+            subprocess.run(["make", "destroy"], cwd=clone, env={**os.environ, **environment}, check=False)
+    write([cold, warm, no_op])
+    journal.finish()
+
+
+def by_role(log: str) -> dict[str, float]:
+    """Seconds of each role in the last play of a log, the slowest first."""
+    recap = log.rpartition("TASKS RECAP")[2]
+    roles: dict[str, float] = {}
+    for role, seconds in TASK.findall(recap):
+        roles[role or "other"] = roles.get(role or "other", 0.0) + float(seconds)
+    return dict(sorted(roles.items(), key=lambda item: -item[1]))
+
+
+def table(runs: list[Run], day: str) -> str:
+    rows = ["| run | total | phases | roles within the deployment |", "|---|---|---|---|"]
+    for run in runs:
+        phases, roles = (
+            ", ".join(
+                f"{name} {seconds:.0f} s ({seconds / run.total:.0%})" for name, seconds in part.items() if seconds >= 1
+            )
+            for part in (run.phases, run.roles)
+        )
+        rows.append(f"| {run.name} | {duration(run.total)} | {phases} | {roles} |")
+    return f"{machine()}, {day}; `make bench-deploy`.\n\n" + "\n".join(rows)
+
+
+def machine() -> str:
+    cpu = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.processor(),
+    )
+    memory = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
+    system = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)[
+        "PRETTY_NAME"
+    ].strip('"')
+    return f"{cpu}, {os.cpu_count()} cores, {memory:.0f} GiB, {system}, Python {platform.python_version()}"
+
+
+def write(runs: list[Run]) -> None:
+    text = DOCUMENT.read_text()
+    if BEGIN not in text or END not in text:
+        raise Failure(f"{DOCUMENT.relative_to(ROOT)} has lost its marks {BEGIN} and {END}: put them back.")
+    head, _, rest = text.partition(BEGIN)
+    day = datetime.now(UTC).date().isoformat()
+    DOCUMENT.write_text(f"{head}{BEGIN}\n{table(runs, day)}\n{END}{rest.partition(END)[2]}")
