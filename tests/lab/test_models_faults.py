@@ -149,7 +149,7 @@ def test_a_missing_file_is_found(llm: Host, cursor: str) -> None:
     folder = model_folder(llm)
     llm.run(f"mv {folder}/config.json {folder}/config.json.away")
     try:
-        assert "config.json is missing; fetch the model again" in refused(llm, cursor)
+        assert "config.json is missing; deploy again" in refused(llm, cursor)
     finally:
         llm.run(f"mv {folder}/config.json.away {folder}/config.json")
 
