@@ -76,9 +76,9 @@ def others_do_not_notice(llm: Host) -> Iterator[None]:
     assert answers(llm, OTHER)
 
 
-@pytest.fixture
+@pytest.fixture(scope="class")
 def stopped(llm: Host) -> Iterator[None]:
-    """The model stopped for the test, and serving again after it."""
+    """The model stopped for these tests, and serving again after them."""
     assert llm.run(f"systemctl stop {unit(HURT)}").rc == 0
     yield
     llm.run(f"systemctl reset-failed {unit(HURT)}; systemctl restart {unit(HURT)}")
@@ -122,48 +122,6 @@ def test_memory_beyond_the_plan_kills_it_alone(llm: Host, cursor: str) -> None:
     assert "oom-kill" in said or "status=9/KILL" in said or "code=killed" in said
 
 
-@pytest.mark.usefixtures("stopped")
-def test_a_taken_port_is_named(llm: Host, cursor: str) -> None:
-    listen = f"import socket,time; s=socket.create_server(('127.0.0.1', {PORTS[HURT]})); time.sleep(600)"
-    llm.run(f'systemd-run --unit=port-thief /usr/bin/python3 -c "{listen}"')
-    try:
-        until(lambda: f":{PORTS[HURT]}" in llm.run("ss -ltn").stdout, "the port is taken", 20)
-        assert f"127.0.0.1:{PORTS[HURT]} cannot be had: Address already in use" in refused(llm, cursor)
-    finally:
-        llm.run("systemctl stop port-thief")
-
-
-@pytest.mark.usefixtures("stopped")
-def test_one_altered_byte_is_found(llm: Host, cursor: str) -> None:
-    file = f"{model_folder(llm)}/model.safetensors"
-    llm.run(f"cp --preserve=all {file} {file}.whole")
-    try:
-        llm.run(f"printf x | dd of={file} bs=1 seek=100000 conv=notrunc status=none")
-        assert "model.safetensors was altered" in refused(llm, cursor)
-    finally:
-        llm.run(f"mv {file}.whole {file}")
-
-
-@pytest.mark.usefixtures("stopped")
-def test_a_missing_file_is_found(llm: Host, cursor: str) -> None:
-    folder = model_folder(llm)
-    llm.run(f"mv {folder}/config.json {folder}/config.json.away")
-    try:
-        assert "config.json is missing; deploy again" in refused(llm, cursor)
-    finally:
-        llm.run(f"mv {folder}/config.json.away {folder}/config.json")
-
-
-@pytest.mark.usefixtures("stopped")
-def test_a_half_built_environment_is_found(llm: Host, cursor: str) -> None:
-    marker = f"{settings(llm)['CITADEL_ENVIRONMENT']}/complete"
-    llm.run(f"mv {marker} {marker}.away")
-    try:
-        assert "half built; deploy again" in refused(llm, cursor)
-    finally:
-        llm.run(f"mv {marker}.away {marker}")
-
-
 def settings(llm: Host) -> dict[str, str]:
     text = llm.file(f"{CURRENT}/config/models/{HURT}.env").content_string
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
@@ -171,6 +129,45 @@ def settings(llm: Host) -> dict[str, str]:
 
 def model_folder(llm: Host) -> str:
     return settings(llm)["CITADEL_MODEL"]
+
+
+@pytest.mark.usefixtures("stopped")
+class TestRefusedStarts:
+    """What the check before a start finds; vLLM is not even begun."""
+
+    def test_a_taken_port_is_named(self, llm: Host, cursor: str) -> None:
+        listen = f"import socket,time; s=socket.create_server(('127.0.0.1', {PORTS[HURT]})); time.sleep(600)"
+        llm.run(f'systemd-run --unit=port-thief /usr/bin/python3 -c "{listen}"')
+        try:
+            until(lambda: f":{PORTS[HURT]}" in llm.run("ss -ltn").stdout, "the port is taken", 20)
+            assert f"127.0.0.1:{PORTS[HURT]} cannot be had: Address already in use" in refused(llm, cursor)
+        finally:
+            llm.run("systemctl stop port-thief")
+
+    def test_one_altered_byte_is_found(self, llm: Host, cursor: str) -> None:
+        file = f"{model_folder(llm)}/model.safetensors"
+        llm.run(f"cp --preserve=all {file} {file}.whole")
+        try:
+            llm.run(f"printf x | dd of={file} bs=1 seek=100000 conv=notrunc status=none")
+            assert "model.safetensors was altered" in refused(llm, cursor)
+        finally:
+            llm.run(f"mv {file}.whole {file}")
+
+    def test_a_missing_file_is_found(self, llm: Host, cursor: str) -> None:
+        folder = model_folder(llm)
+        llm.run(f"mv {folder}/config.json {folder}/config.json.away")
+        try:
+            assert "config.json is missing" in refused(llm, cursor)
+        finally:
+            llm.run(f"mv {folder}/config.json.away {folder}/config.json")
+
+    def test_a_half_built_environment_is_found(self, llm: Host, cursor: str) -> None:
+        marker = f"{settings(llm)['CITADEL_ENVIRONMENT']}/complete"
+        llm.run(f"mv {marker} {marker}.away")
+        try:
+            assert "half built; deploy again" in refused(llm, cursor)
+        finally:
+            llm.run(f"mv {marker}.away {marker}")
 
 
 def test_a_full_disk_is_told_before_a_download(llm: Host) -> None:
