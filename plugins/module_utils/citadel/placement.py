@@ -86,9 +86,10 @@ def place(needs: Sequence[Need], host: Host, settings: Settings) -> tuple[list[s
 
 
 def start_seconds(need: Need) -> int:
-    """Generous: it only bounds how long a model that hangs is waited for; one that dies is known at once."""
+    """Generous: it only bounds how long a model that hangs is waited for; one that dies is known at once.
+    A measured start makes it longer, never shorter, so that measuring alone does not make a new release."""
     estimate = START_SECONDS + need.weights / LOAD_BYTES_PER_SECOND
-    wanted = need.measured.load_seconds * START_FACTOR or estimate
+    wanted = max(estimate, need.measured.load_seconds * START_FACTOR)
     return next((step for step in START_STEPS if step >= wanted), START_STEPS[-1])
 
 
