@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,9 +19,11 @@ from typing import IO
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "reports"
 
+PATIENCE = 10.0  # seconds between asking a phase to end, telling it, and ending it
+
 TASK = re.compile(r"^(?:TASK|RUNNING HANDLER|PLAY) \[(.*?)\]")
 FATAL = re.compile(r"^(?:fatal|failed): \[([^\]]+)\]")
-MESSAGE = re.compile(r"^\[ERROR\]: (?:Task failed: )?(.*)")
+MESSAGE = re.compile(r"^\[ERROR\]: (?:Task failed: )?(?:Action failed: |Module failed: )?(.*)")
 COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -99,14 +102,21 @@ class Journal:
         return printed
 
     def _failure(self, name: str, printed: list[str], status: int) -> str:
-        task = host = message = ""
+        task = host = ""
+        reason: list[str] = []
+        speaking = False  # a reason goes on over several lines until Ansible says where it comes from
         for line in printed:
             if match := TASK.match(line):
-                task = match[1]
+                task, speaking = match[1], False
             elif match := MESSAGE.match(line):
-                message = match[1]
+                reason, speaking = [match[1]], True
             elif match := FATAL.match(line):
-                host = host or match[1]
+                host, speaking = host or match[1], False
+            elif speaking and line.strip() and not line.startswith(("Origin:", "<<<")):
+                reason.append(line)
+            else:
+                speaking = False
+        message = "\n    ".join(reason)
         if host:
             what = f"the task {task!r} failed on {host}: {message or 'no reason was given'}"
         else:
@@ -137,14 +147,12 @@ class Journal:
 
 def end(process: subprocess.Popen[str]) -> None:
     """Stop a phase with everything that it started, and wait until it is gone."""
-    for signum, patience in ((signal.SIGINT, 20), (signal.SIGKILL, 5)):
-        if process.poll() is not None:
-            return
-        os.killpg(process.pid, signum)
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        # the group is asked even when its leader is gone: what a shell puts into the background ignores SIGINT
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signum)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
 
 
 class Progress:

@@ -70,6 +70,8 @@ class Simulator:
         self.tokens_made = 0
         self.probes = 0
         self.connections: set[asyncio.StreamWriter] = set()
+        self.gate = asyncio.Event()  # while it is cleared, no answer is begun
+        self.gate.set()
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -187,6 +189,7 @@ class Simulator:
     async def _answer(self, act: Act, seen: Seen, writer: asyncio.StreamWriter) -> bool:
         """True if the connection can carry another request."""
         await asyncio.sleep(act.delay)
+        await self.gate.wait()
         if act.raw is not None:
             writer.write(act.raw)
             await writer.drain()

@@ -67,6 +67,7 @@ class Exchange:
         "read_blocked",
         "replica",
         "reservation",
+        "respond",
         "retries",
         "session",
         "started",
@@ -88,6 +89,7 @@ class Exchange:
         self.path: str = scope["path"]
         self.endpoint = endpoint
         self.address = address
+        self.respond: Callable[[int, Headers, bytes], bool] | None = scope.get("citadel.respond")
         self.task: asyncio.Task[Any] | None = None
         self.cut: tuple[int, str, str] | None = None  # why the gateway itself ends this exchange
         # identity
@@ -126,3 +128,14 @@ class Exchange:
         self.status = 0
         self.outcome = 0  # what it came to in the end, where that is not the status: 499, 503, 504
         self.error_code: str | None = None
+
+    async def answer(self, send: Send, headers: Headers, body: bytes) -> None:
+        """The whole answer at once: the short way through our own protocol, if it is there and the client reads."""
+        self.bytes_out = len(body)
+        headers.append((b"content-length", b"%d" % len(body)))
+        if self.respond is not None and self.respond(self.status, headers, body):
+            return
+        self.write_blocked = time.monotonic()
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+        self.write_blocked = 0.0

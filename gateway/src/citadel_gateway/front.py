@@ -30,12 +30,6 @@ ENDPOINTS = {
 _JSON: Headers = [(b"content-type", b"application/json")]
 
 
-async def respond(send: Send, status: int, headers: Headers, body: bytes) -> None:
-    headers = [*headers, (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
 class Front:
     """What clients reach; `documents` serves /docs and /openapi.json."""
 
@@ -58,8 +52,9 @@ class Front:
         except Refusal as refusal:
             exchange.error_code = refusal.code
             exchange.status = refusal.status
-            headers = [*self._gateway.walk.headers(exchange), *_JSON, *refusal.headers()]
-            await respond(send, refusal.status, headers, refusal.body())
+            await exchange.answer(
+                send, [*self._gateway.walk.headers(exchange), *_JSON, *refusal.headers()], refusal.body()
+            )
         except asyncio.CancelledError:
             return
         if exchange.endpoint != "health" or exchange.status >= 400:
@@ -134,9 +129,8 @@ class Front:
         self, exchange: Exchange, send: Send, status: int, body: bytes, kind: str = "application/json"
     ) -> None:
         exchange.status = status
-        exchange.bytes_out = len(body)
         headers = [*self._gateway.walk.headers(exchange), (b"content-type", kind.encode())]
-        await respond(send, status, headers, b"" if exchange.method == "HEAD" else body)
+        await exchange.answer(send, headers, b"" if exchange.method == "HEAD" else body)
 
 
 def _only_get(exchange: Exchange) -> None:

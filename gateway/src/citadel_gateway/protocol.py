@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from citadel_gateway.errors import error_body
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from citadel_gateway.config import Server
+    from citadel_gateway.exchange import Headers
 
 _LINGER = 1.0
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
@@ -102,9 +104,32 @@ def protocol_class(settings: Callable[[], Server], open_connections: set[Any]) -
                 self.flow.resume_reading()
 
         def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+            cycle.scope["citadel.respond"] = partial(self._respond, cycle)
             task = self._task = self.loop.create_task(cycle.run_asgi(app))
             task.add_done_callback(self.tasks.discard)
             self.tasks.add(task)
+
+        def _respond(self, cycle: Any, status: int, headers: Headers, body: bytes) -> bool:
+            """A whole answer in one write and without a second look at headers that the gateway made itself: half the
+            cost of two `send`s. False if it has to go the long way, which waits for a slow reader."""
+            if cycle.disconnected or self.flow.write_paused:
+                return False
+            parts = [STATUS_LINE[status]]
+            for name, value in (*cycle.default_headers, *headers):
+                if value == b"close" and name == b"connection":
+                    cycle.keep_alive = False
+                    continue
+                parts += (name, b": ", value, b"\r\n")
+            if not cycle.keep_alive:
+                parts.append(b"connection: close\r\n")
+            parts += (b"\r\n", body)
+            self.transport.write(b"".join(parts))
+            cycle.response_started = cycle.response_complete = True
+            cycle.message_event.set()
+            if not cycle.keep_alive:
+                self.transport.close()
+            self.on_response_complete()
+            return True
 
         def shutdown(self) -> None:
             self._draining = True

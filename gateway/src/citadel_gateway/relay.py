@@ -147,13 +147,8 @@ async def _answer(exchange: Exchange, replica: Replica, connection: Connection, 
         headers.append((b"x-should-retry", b"false"))
         exchange.error_code = "upstream_client_error"
     headers.append((b"content-type", kind))
-    headers.append((b"content-length", b"%d" % len(body)))
     exchange.status = status
-    exchange.bytes_out = len(body)
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    exchange.write_blocked = time.monotonic()
-    await send({"type": "http.response.body", "body": body})
-    exchange.write_blocked = 0.0
+    await exchange.answer(send, headers, body)
 
 
 async def _stream(exchange: Exchange, connection: Connection, client: Client) -> None:

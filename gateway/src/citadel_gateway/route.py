@@ -53,7 +53,7 @@ def _words(wish: Wish) -> dict[str, float]:
     if body.get("tools"):
         wanted["tools"] = 4.0
     if prompt > _LONG_PROMPT or answer > _LONG_ANSWER:
-        wanted["long_form"] = 2.0
+        wanted["long-form"] = 2.0
         wanted["reasoning"] = 2.0
     elif prompt <= _SHORT and answer <= _SHORT:
         wanted["fast"] = 1.5

@@ -164,7 +164,6 @@ class Walk:
             *reservation.limit_headers(exchange),
             *refusal.headers(),
             (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
         ]
         if refusal.status in (408, 413):
             headers.append((b"connection", b"close"))  # the rest of the body is not wanted
@@ -172,8 +171,7 @@ class Walk:
             headers.append((b"www-authenticate", b"Bearer"))
         # what it holds goes back first: a client that reads slowly must not keep it
         settlement.settle(exchange)
-        await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await exchange.answer(send, headers, body)
 
     async def _cut(self, exchange: Exchange, scope: Scope, send: Send) -> None:
         """The client left, or the gateway ends the exchange itself (`exchange.cut` says why)."""
@@ -192,11 +190,10 @@ class Walk:
             exchange.status = status
             body = error_body(status, code, message)
             headers = [*self.headers(exchange), (b"content-type", b"application/json")]
-            headers += [(b"content-length", b"%d" % len(body)), (b"x-should-retry", b"false")]
+            headers.append((b"x-should-retry", b"false"))
             if status == 408:
                 headers.append((b"connection", b"close"))  # the rest of the body is not wanted
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
+            await exchange.answer(send, headers, body)
         elif exchange.stream:
             event = error_event(status, code, message)
             await send({"type": "http.response.body", "body": event, "more_body": False})

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import socket
+from typing import Any
 
 import pytest
 
@@ -14,13 +15,13 @@ from tests.gateway.simulator import Act, until
 
 pytestmark = pytest.mark.anyio
 
-CHAT = {"messages": MESSAGES}
-STREAM = {"messages": MESSAGES, "stream": True}
+CHAT: dict[str, Any] = {"messages": MESSAGES}
+STREAM: dict[str, Any] = {"messages": MESSAGES, "stream": True}
 
 
 class TestLeaving:
     @pytest.mark.parametrize("body", [CHAT, STREAM], ids=["whole", "stream"])
-    async def test_before_the_first_byte(self, lab: Lab, body: dict[str, object]) -> None:
+    async def test_before_the_first_byte(self, lab: Lab, body: dict[str, Any]) -> None:
         simulator = lab.simulators["phi"]
         simulator.default = Act(delay=30)
         async with lab.raw() as client:
@@ -98,7 +99,7 @@ class TestLeaving:
         simulator.default = Act(tokens=20, gap=0.005, delay=0.02)
         dice = random.Random(7)
 
-        async def leave(after: float, body: dict[str, object]) -> None:
+        async def leave(after: float, body: dict[str, Any]) -> None:
             async with lab.raw() as client:
                 await client.post(body)
                 await asyncio.sleep(after)

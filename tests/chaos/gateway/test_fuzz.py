@@ -120,7 +120,7 @@ class Maker:
 
 async def test_ten_thousand_random_requests() -> None:
     over = {"limits": {"address": {"concurrent": 100_000}}, "auth": {"anonymous": {"enabled": True}}}
-    models = {
+    models: dict[str, dict[str, Any]] = {
         "phi": {"endpoints": ["chat", "completions", "embeddings"], "concurrency": 100},
         "hermes": {"capabilities": ["tools"]},
     }

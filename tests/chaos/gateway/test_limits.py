@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import httpx
@@ -25,6 +26,10 @@ async def at_once(lab: Lab, count: int, **options: Any) -> Counter[int]:
     return Counter(answer.status_code for answer in answers)
 
 
+def _waiting(lab: Lab, count: int) -> bool:
+    return lab.gateway.admission.waiting == count
+
+
 class TestRaces:
     async def test_200_at_once_get_exactly_what_is_there(self) -> None:
         async with running(tier(requests_per_minute=37), models={"phi": {"concurrency": 300, "queue": 300}}) as lab:
@@ -33,8 +38,11 @@ class TestRaces:
 
     async def test_concurrency_is_exact_too(self) -> None:
         async with running(tier(concurrent=9), models={"phi": {"concurrency": 300}}) as lab:
-            lab.simulators["phi"].default = Act(delay=1.5)  # until the last of them is here
-            assert await at_once(lab, 200) == {200: 9, 429: 191}
+            lab.simulators["phi"].gate.clear()
+            asking = asyncio.create_task(at_once(lab, 200))
+            await until(lambda: lab.metric("llm_requests_total", model="phi", endpoint="chat", status="429") == 191, 10)
+            lab.simulators["phi"].gate.set()
+            assert await asking == {200: 9, 429: 191}
             await lab.settled()
             assert await at_once(lab, 9) == {200: 9}
 
@@ -107,9 +115,11 @@ class TestSettlement:
 
     async def test_tokens_that_are_reserved_keep_others_out(self) -> None:
         async with running(tier(tokens_per_minute=1000)) as lab:
-            lab.simulators["phi"].default = Act(delay=0.2)
-            counts = await at_once(lab, 5, max_tokens=400)
-            assert counts == {200: 2, 429: 3}
+            lab.simulators["phi"].gate.clear()
+            asking = asyncio.create_task(at_once(lab, 5, max_tokens=400))
+            await until(lambda: lab.metric("llm_requests_total", model="phi", endpoint="chat", status="429") == 3)
+            lab.simulators["phi"].gate.set()
+            assert await asking == {200: 2, 429: 3}
 
     async def test_a_stream_that_is_left_is_settled_by_what_was_sent(self) -> None:
         async with running(tier(tokens_per_minute=10_000)) as lab:
@@ -160,9 +170,7 @@ class TestKeys:
         simulator = lab.simulators["phi"]
         simulator.default = Act(tokens=1000, gap=0.01)
         key_id, headers = lab.key()
-        running_request = asyncio.create_task(
-            lab.stream(headers=headers) if stream else lab.chat(headers=headers)  # type: ignore[arg-type]
-        )
+        running_request = asyncio.create_task(lab.stream(headers=headers) if stream else lab.chat(headers=headers))
         await until(lambda: simulator.running == 1 and (not stream or simulator.seen[0].sent > 3))
         lab.gateway.keys.revoke(key_id)
         lab.gateway.keys._seen = None  # as if another process had written the file
@@ -245,7 +253,7 @@ class TestAdmission:
     async def test_priorities_and_turns(self) -> None:
         async with running(models={"phi": {"concurrency": 1}}) as lab:
             simulator = lab.simulators["phi"]
-            simulator.default = Act(delay=0.05)
+            simulator.gate.clear()
             _, greedy = lab.key()
             _, modest = lab.key()
             tasks = [asyncio.create_task(lab.chat(user="first"))]
@@ -260,7 +268,8 @@ class TestAdmission:
             ):
                 waiting = lab.gateway.admission.waiting
                 tasks.append(asyncio.create_task(lab.chat(user=name, headers=headers)))
-                await until(lambda waiting=waiting: lab.gateway.admission.waiting == waiting + 1)
+                await until(partial(_waiting, lab, waiting + 1))
+            simulator.gate.set()
             await asyncio.gather(*tasks)
             order = [seen.body["user"] for seen in simulator.seen]
             assert order == ["first", "high", "greedy-1", "modest", "greedy-2", "greedy-3", "low"]
@@ -268,13 +277,15 @@ class TestAdmission:
     async def test_a_low_priority_rises_while_it_waits(self) -> None:
         async with running({"admission": {"ageing": 0.02}}, models={"phi": {"concurrency": 1}}) as lab:
             simulator = lab.simulators["phi"]
-            simulator.default = Act(delay=0.1)
+            simulator.gate.clear()
             tasks = [asyncio.create_task(lab.chat(user="first"))]
             await until(lambda: simulator.running == 1)
             tasks.append(asyncio.create_task(lab.chat(user="low", headers={"x-priority": "low"})))
             await until(lambda: lab.gateway.admission.waiting == 1)
-            await asyncio.sleep(0.07)
+            await asyncio.sleep(0.07)  # more than three times the ageing: it has risen above critical
             tasks.append(asyncio.create_task(lab.chat(user="critical", headers={"x-priority": "critical"})))
+            await until(partial(_waiting, lab, 2))
+            simulator.gate.set()
             await asyncio.gather(*tasks)
             assert [seen.body["user"] for seen in simulator.seen] == ["first", "low", "critical"]
 
@@ -282,12 +293,13 @@ class TestAdmission:
         over = {"limits": {"tiers": {"default": {"max_priority": "normal"}}}}
         async with running(over, models={"phi": {"concurrency": 1}}) as lab:
             simulator = lab.simulators["phi"]
-            simulator.default = Act(delay=0.05)
+            simulator.gate.clear()
             tasks = [asyncio.create_task(lab.chat(user="first"))]
             await until(lambda: simulator.running == 1)
             for count, (name, priority) in enumerate((("normal", "normal"), ("pushy", "critical"))):
                 tasks.append(asyncio.create_task(lab.chat(user=name, headers={"x-priority": priority})))
-                await until(lambda count=count: lab.gateway.admission.waiting == count + 1)
+                await until(partial(_waiting, lab, count + 1))
+            simulator.gate.set()
             await asyncio.gather(*tasks)
             assert [seen.body["user"] for seen in simulator.seen] == ["first", "normal", "pushy"]
 

@@ -19,7 +19,11 @@ PLAY [Prepare the LLM servers] *****
 
 TASK [host : Packages are installed] *****
 Saturday 21 November 2026
-[ERROR]: Task failed: Module failed: No package matching 'nonsense' is available
+[ERROR]: Task failed: Module failed: No package matching 'nonsense' is available:
+look for its name with apt-cache search
+Origin: roles/host/tasks/main.yml:37:3
+
+37 - name: Packages are installed
 fatal: [llm-01]: FAILED! =>
     changed: false
 """
@@ -38,7 +42,8 @@ def test_a_failed_task_is_told_with_host_reason_and_log(journal: Journal) -> Non
         journal.phase("deploy", command)
     told = str(failure.value)
     assert "the task 'host : Packages are installed' failed on llm-01: " in told
-    assert "No package matching 'nonsense' is available" in told
+    assert "No package matching 'nonsense' is available:\n    look for its name with apt-cache search\n" in told
+    assert "Origin" not in told
     assert str(journal.log.name) in told
     assert "run the same command again" in told
 
@@ -60,7 +65,8 @@ def test_the_log_has_every_line_and_the_report_every_phase(
     assert list(json.loads((tmp_path / "reports/deploy.json").read_text())["phases"]) == ["count"]
 
 
-def test_ending_a_phase_ends_what_it_started() -> None:
+def test_ending_a_phase_ends_what_it_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phases, "PATIENCE", 0.5)
     script = "sleep 300 & echo $!; wait"
     process = subprocess.Popen(["bash", "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None

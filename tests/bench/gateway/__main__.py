@@ -1,0 +1,228 @@
+"""`make bench-gateway`: this gateway beside others, in one run, in front of the same backends.
+
+python -m tests.bench.gateway [--seconds 8] [--only NAME ...] [--churn 600] [--no-report]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.bench.gateway import report, streams
+from tests.bench.gateway.contenders import (
+    CONTENDERS,
+    LOAD_CORE,
+    MODEL,
+    NGINX,
+    PORT,
+    ROOT,
+    Contender,
+    Missing,
+    Running,
+    program,
+)
+
+WHOLE, STREAMS = 19001, 19002
+POINTS = [(body, connections) for body in ("1 kB", "64 kB") for connections in (1, 16, 64)]
+SIZES = {"1 kB": 1024, "64 kB": 65536}
+COUNTS = [1, 50, 200, 500]
+ANSWER = (
+    '{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"phi","choices":[{"index":0,"message":'
+    '{"role":"assistant","content":"The quick brown fox jumps over the lazy dog."},"finish_reason":"stop"}],'
+    '"usage":{"prompt_tokens":12,"completion_tokens":16,"total_tokens":28}}'
+)
+
+
+@contextlib.contextmanager
+def backends(folder: Path) -> Iterator[None]:
+    """nginx for whole answers, since it is never the slower one; a clocked server for streams."""
+    content = f"""
+  server {{
+    listen 127.0.0.1:{WHOLE} backlog=4096; default_type application/json;
+    location = /health {{ return 200 ""; }}
+    location = /metrics {{ return 200 "vllm:num_requests_running 0\\n"; }}
+    location = /v1/models {{ return 200 '{{"object":"list","data":[{{"id":"{MODEL}"}}]}}'; }}
+    location / {{ return 200 '{ANSWER}'; }}
+  }}"""
+    (folder / "nginx.conf").write_text(NGINX.format(folder=folder, content=content))
+    pin = ["taskset", "-c", str(LOAD_CORE)]
+    with (folder / "backend.log").open("wb") as log:
+        started = [
+            subprocess.Popen([*pin, *words], stdout=log, stderr=log, cwd=ROOT)
+            for words in (
+                [program("nginx"), "-p", str(folder), "-c", str(folder / "nginx.conf")],
+                [sys.executable, "-m", "tests.bench.gateway.streams", str(STREAMS)],
+            )
+        ]
+        try:
+            for port in (WHOLE, STREAMS):
+                _await(port)
+            yield
+        finally:
+            for process in started:
+                process.terminate()
+                process.wait()
+
+
+def _await(port: int) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=2):
+                return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise Missing(f"the backend on port {port} does not answer") from None
+            time.sleep(0.02)
+
+
+def load(port: int, size: int, connections: int, headers: dict[str, str], seconds: float) -> dict[str, float]:
+    """wrk, with a body of so many bytes."""
+    wrk = program("wrk")
+    frame = f'{{"model":"{MODEL}","messages":[{{"role":"user","content":""}}],"max_tokens":16}}'
+    body = frame.replace('"content":""', f'"content":"{"x" * (size - len(frame))}"')
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        lines = [f'wrk.headers["{name}"] = "{value}"' for name, value in headers.items()]
+        script.write("wrk.method = 'POST'\nwrk.body = '" + body + "'\n" + "\n".join(lines) + "\n")
+        script.flush()
+        words = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "-s", script.name]
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        done = subprocess.run(
+            ["taskset", "-c", str(LOAD_CORE), wrk, *words, url], capture_output=True, text=True, check=True
+        )
+    output = done.stdout
+    refused = re.search(r"Non-2xx or 3xx responses: (\d+)", output)
+    rate = re.search(r"Requests/sec:\s*([\d.]+)", output)
+    count = re.search(r"(\d+) requests in", output)
+    return {
+        "count": float(count[1]) if count else 0.0,
+        "rate": float(rate[1]) if rate and not refused else 0.0,
+        "p50": _milliseconds(output, "50%"),
+        "p99": _milliseconds(output, "99%"),
+    }
+
+
+def _milliseconds(output: str, part: str) -> float:
+    found = re.search(rf"{part}\s+([\d.]+)(us|ms|s)", output)
+    return float(found[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[found[2]] if found else float("nan")
+
+
+def clocked(port: int, headers: dict[str, str], direct: dict[int, Any] | None) -> dict[int, Any]:
+    found = {}
+    for count in COUNTS:
+        os.sched_setaffinity(0, {LOAD_CORE})
+        result = streams.measure(port, count, headers, rounds=8 if count == 1 else 1)
+        point = {
+            "first_p50": report.percentile(result.first, 0.5),
+            "first_p99": report.percentile(result.first, 0.99),
+            "transit_p50": report.percentile(result.transit, 0.5),
+            "transit_p99": report.percentile(result.transit, 0.99),
+            "lost": result.lost,
+        }
+        base = direct[count] if direct else point
+        point["added_p50"] = point["first_p50"] - base["first_p50"]
+        point["added_p99"] = point["first_p99"] - base["first_p99"]
+        found[count] = point
+    return found
+
+
+def compare(names: list[str], seconds: float, folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    headers = {"Content-Type": "application/json"}
+    results: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    print("no gateway", flush=True)
+    direct = {point: load(WHOLE, SIZES[point[0]], point[1], headers, seconds / 2) for point in POINTS}
+    results["none"] = {"version": "", "whole": direct, "streams": clocked(STREAMS, headers, None)}
+    for name in names:
+        print(name, flush=True)
+        try:
+            results[name] = _one(CONTENDERS[name], seconds, folder / name, results["none"]["streams"])
+        except Missing as error:
+            missing[name] = str(error)
+            print(f"  {error}", flush=True)
+    return results, missing
+
+
+def _one(contender: Contender, seconds: float, folder: Path, direct: dict[int, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {"version": contender.version(), "whole": {}}
+    # a first start fills the caches of the file system and of Python
+    Running(contender, folder, WHOLE).stop()
+    with Running(contender, folder, WHOLE) as running:
+        result["cold"] = running.cold_start
+        result["rest"] = running.memory()
+        load(PORT, 1024, 16, running.headers, 1)
+        for point in POINTS:
+            used = running.processor()
+            found = result["whole"][point] = load(PORT, SIZES[point[0]], point[1], running.headers, seconds)
+            found["per_core"] = found["count"] / max(running.processor() - used, 0.01)
+            print(f"  {point[0]} at {point[1]}: {found['rate']:,.0f}/s, {found['per_core']:,.0f} per core", flush=True)
+        result["after"] = running.memory()
+    with Running(contender, folder, STREAMS) as running:
+        result["streams"] = clocked(PORT, running.headers, direct)
+        for count, point in result["streams"].items():
+            print(
+                f"  {count} streams: +{point['added_p50']:.2f} / +{point['added_p99']:.2f} ms, {point['lost']} lost",
+                flush=True,
+            )
+    return result
+
+
+def churn(seconds: float, folder: Path) -> dict[str, float]:
+    """Requests and streams without end; what the process holds must not grow."""
+    with Running(CONTENDERS[report.OURS], folder, STREAMS) as running:
+        samples = []
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            load(PORT, 1024, 32, running.headers, min(5.0, seconds / 10))
+            streams.measure(PORT, 100, running.headers)
+            samples.append(running.memory())
+    early = samples[len(samples) // 5]
+    return {"seconds": seconds, "before": early, "after": samples[-1]}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=8.0, help="for each point of whole answers")
+    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--churn", type=float, default=0.0, help="seconds of churn for the memory's slope")
+    parser.add_argument("--no-report", action="store_true", help="print only")
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="bench-gateway-"))
+    average = f"{os.getloadavg()[0]:.2f}"
+    try:
+        with backends(folder):
+            results, missing = compare(arguments.only, arguments.seconds, folder)
+            settings: dict[str, Any] = {
+                "seconds": arguments.seconds,
+                "points": POINTS,
+                "streams": COUNTS,
+                "chunks": streams.CHUNKS,
+                "missing": missing,
+                "load": average,
+            }
+            if arguments.churn:
+                settings["churn"] = churn(arguments.churn, folder / "churn")
+    except Missing as error:
+        print(error, file=sys.stderr)
+        return 2
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(report.section(results, settings))
+    if not arguments.no_report:
+        report.write(results, settings)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""The results as a section of docs/benchmarks.md and as a picture."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[3]
+PAGE = ROOT / "docs" / "benchmarks.md"
+PICTURE = ROOT / "docs" / "benchmarks" / "gateway.svg"
+BEGIN, END = "<!-- gateway: begin -->", "<!-- gateway: end -->"
+OURS = "citadel-gateway"
+
+
+def machine() -> str:
+    model = "unknown processor"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.split(":", 1)[1].strip()
+            break
+    return f"{model}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows)]
+
+
+def percentile(values: list[float], part: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else float("nan")
+
+
+def section(results: dict[str, Any], settings: dict[str, Any]) -> str:
+    lines = ["## The gateway", ""]
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    lines.append(
+        f"{date}, {machine()}. One core for each gateway, the other one for the backend and the load; load average "
+        f"before: {settings['load']}. Every figure is of one run (`make bench-gateway`), {settings['seconds']:g} s a "
+        "point: the ratios within it say more than the figures. citadel-gateway ran with keys, limits, metrics, access "
+        "and audit log on; the others as their makers ship them."
+    )
+    lines += ["", "![Requests per second at 16 connections](benchmarks/gateway.svg)", ""]
+    points = settings["points"]
+    lines += ["### Whole answers: requests/s (p50 / p99 in ms)", ""]
+    head = ["", *(f"{body} at {connections}" for body, connections in points)]
+    rows = []
+    for name, result in results.items():
+        row = [f"{name} {result['version']}"]
+        for point in points:
+            found = result["whole"].get(point)
+            row.append(f"{found['rate']:,.0f} ({found['p50']:.1f} / {found['p99']:.1f})" if found else "-")
+        rows.append(row)
+    lines += table(head, rows)
+    lines += ["", *_ratios(results)]
+    lines += ["", f"### Streams of {settings['chunks']} chunks, one every 20 ms", ""]
+    lines.append(
+        "Added time to the first chunk (p50 / p99 in ms, against no gateway), delay of a chunk on its way "
+        "(p50 / p99), chunks lost:"
+    )
+    lines.append("")
+    rows = []
+    for name, result in results.items():
+        row = [name]
+        for count in settings["streams"]:
+            found = result["streams"].get(count)
+            if not found:
+                row.append("-")
+                continue
+            first = f"+{found['added_p50']:.2f} / +{found['added_p99']:.2f}" if name != "none" else "-"
+            row.append(f"{first}; {found['transit_p50']:.2f} / {found['transit_p99']:.2f}; {found['lost']} lost")
+        rows.append(row)
+    lines += table(["", *(f"{count} at once" for count in settings["streams"])], rows)
+    lines += ["", "### Memory and start", ""]
+    rows = [
+        [name, f"{result['cold']:.2f} s", f"{result['rest']:.0f} MB", f"{result['after']:.0f} MB"]
+        for name, result in results.items()
+        if name != "none"
+    ]
+    lines += table(["", "cold start to the first 200", "resident at rest", "after the load"], rows)
+    churn = settings.get("churn")
+    if churn:
+        lines += [
+            "",
+            f"Churn of citadel-gateway, {churn['seconds']:.0f} s of requests and streams: "
+            f"{churn['before']:.1f} MB after the first fifth, {churn['after']:.1f} MB at the end.",
+        ]
+    for name, reason in settings["missing"].items():
+        lines += ["", f"Not measured: {name} ({reason})."]
+    return "\n".join(lines)
+
+
+def _ratios(results: dict[str, Any]) -> list[str]:
+    ours = results.get(OURS, {}).get("whole", {}).get(("1 kB", 16))
+    if not ours:
+        return []
+    words = []
+    for name in ("vllm-router", "HAProxy", "LiteLLM", "nginx"):
+        other = results.get(name, {}).get("whole", {}).get(("1 kB", 16))
+        if other and other["rate"]:
+            words.append(f"{ours['rate'] / other['rate']:.2f} x {name}")
+    return [f"At 16 connections and 1 kB citadel-gateway does {', '.join(words)}."] if words else []
+
+
+def picture(results: dict[str, Any]) -> str:
+    rates = {
+        name: result["whole"][("1 kB", 16)]["rate"]
+        for name, result in results.items()
+        if result["whole"].get(("1 kB", 16))
+    }
+    bars = sorted(((rate, name) for name, rate in rates.items() if name != "none"), reverse=True)
+    most = max((rate for rate, _ in bars), default=1.0)
+    height = 40 + 34 * len(bars)
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="720" height="{height}" '
+        'font-family="sans-serif" font-size="14">',
+        '<rect width="100%" height="100%" fill="white"/>',
+        '<text x="10" y="22" font-weight="bold">Requests/s on one core, 16 connections, 1 kB</text>',
+    ]
+    for index, (rate, name) in enumerate(bars):
+        y = 40 + 34 * index
+        width = max(2, round(420 * rate / most))
+        colour = "#1f77b4" if name == OURS else "#b8c4ce"
+        lines.append(f'<text x="150" y="{y + 17}" text-anchor="end">{name}</text>')
+        lines.append(f'<rect x="160" y="{y}" width="{width}" height="24" fill="{colour}"/>')
+        lines.append(f'<text x="{170 + width}" y="{y + 17}">{rate:,.0f}</text>')
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def write(results: dict[str, Any], settings: dict[str, Any]) -> None:
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    PICTURE.write_text(picture(results))
+    text = PAGE.read_text() if PAGE.exists() else "# Benchmarks\n"
+    if BEGIN not in text:
+        text = f"{text.rstrip()}\n\n{BEGIN}\n{END}\n"
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n{section(results, settings)}\n{END}{after}")

@@ -1,0 +1,58 @@
+"""What a deployment refuses before it asks any host anything: the inventory, and every variable of every role."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LAB = {"lab_pip_index_url": "", "lab_pip_extra_index_urls": [], "lab_pip_find_links": []}
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Path:
+    (tmp_path / "variables.json").write_text(json.dumps(LAB))
+    return tmp_path
+
+
+def preflight(lab: Path, *options: str, inventory: str = "inventory/lab") -> subprocess.CompletedProcess[str]:
+    command = ["ansible-playbook", "playbooks/preflight.yml", "-i", inventory, "-e", f"lab_directory={lab}", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize("inventory", ["inventory/lab", "inventory/citadel"])
+def test_both_inventories_pass_as_they_are(lab: Path, inventory: str) -> None:
+    done = preflight(lab, inventory=inventory)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("host_minimum_cores", "many", "argument 'host_minimum_cores' is of type str and we were unable to convert"),
+        ("citadel_profile", "moon", "value of gateway_profile must be one of: development, production, got: moon"),
+        ("citadel_share_cores", "perhaps", "argument 'models_share_cores' is of type str"),
+        ("release_keep", "all", "argument 'release_keep' is of type str"),
+    ],
+)
+def test_a_variable_that_no_role_can_use(lab: Path, variable: str, value: str, said: str) -> None:
+    done = preflight(lab, "-e", json.dumps({variable: value}))
+    assert done.returncode != 0
+    assert said in " ".join(done.stdout.split())
+
+
+def test_an_override_of_a_model_that_is_not_there(lab: Path) -> None:
+    done = preflight(lab, "-e", json.dumps({"citadel_models_overrides": {"phi-4": {"port": 1}}}))
+    assert done.returncode != 0
+    assert "citadel_models has no such model" in done.stdout + done.stderr
+
+
+def test_an_inventory_without_a_server_for_the_models(lab: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "hosts.yml"
+    empty.write_text("all: {children: {llm_servers: {hosts: {}}, metrics_servers: {hosts: {}}}}\n")
+    done = preflight(lab, inventory=str(empty))
+    assert done.returncode != 0
+    assert "has no host in its group llm_servers: add the server" in " ".join(done.stdout.split())
