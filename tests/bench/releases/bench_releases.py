@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.chaos.release.conftest import Box, Client, box, client
-from tests.chaos.release.test_gateway import GATEWAY, MODELS, controller, deploy
+from tests.chaos.release.test_gateway import MODELS, controller, deploy, rollback
 from tests.chaos.release.test_role import Controller
 from tools.benchmark import machine
 
@@ -57,10 +57,6 @@ def again(controller: Controller) -> None:
         deploy(controller, health={"interval": 20.0})
     except AssertionError:
         assert "nothing to do" in controller.told
-
-
-def rollback(controller: Controller) -> None:
-    controller.play({}, "-e", "entry=rollback", release_environments={"gateway": GATEWAY})
 
 
 def write(rows: list[str]) -> None:
