@@ -9,7 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from lab import handover, network, preflight
-from lab.machine import Machine
+from lab.machine import Machine, refuse_foreign
 from lab.settings import Lab, LabError
 from lab.tree import tree
 
@@ -49,6 +49,7 @@ def up(lab: Lab) -> bool:
 
 def down(lab: Lab) -> bool:
     """Remove every trace of the lab; True if there was one."""
+    refuse_foreign(lab)
     existed = lab.directory.exists()
     with ThreadPoolExecutor(len(lab.hosts)) as pool:
         list(pool.map(lambda host: Machine(lab, host).remove(), lab.hosts))

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lab.settings import Host, Lab, LabError
@@ -44,6 +44,27 @@ def wait(condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
         time.sleep(0.1)
 
 
+def running() -> Iterator[tuple[int, list[str]]]:
+    """Every host of every lab on this machine: its nspawn process and the arguments of that."""
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            arguments = process.read_bytes().decode(errors="replace").split("\0")
+            if arguments[0] == "systemd-nspawn":
+                yield int(process.parent.name), arguments
+
+
+def refuse_foreign(lab: Lab) -> None:
+    """A lab of the same name that another checkout made is not ours to use or to remove."""
+    for _, arguments in running():
+        folder = next((word.removeprefix("--directory=") for word in arguments if word.startswith("--directory=")), "")
+        ours = Path(folder).is_relative_to(lab.directory)
+        if any(word.startswith(f"--machine={lab.prefix}-") for word in arguments) and not ours:
+            raise LabError(
+                f"A lab {lab.prefix!r} runs already and was made from another checkout ({folder}): run `make destroy` "
+                "there, or name a second lab with LAB_PREFIX=other LAB_NETWORK=10.77.41."
+            )
+
+
 class Machine:
     """The life of one host. Every method may be called in any state and brings it on from there."""
 
@@ -52,17 +73,11 @@ class Machine:
         self.directory = lab.host_directory(host)
         self.root = self.directory / "root"
         self.console = self.directory / "console.log"
-        self.pid_file = self.directory / "pid"
 
     @property
     def pid(self) -> int | None:
-        """The nspawn process, if the recorded number still is ours and not another program's by now."""
-        try:
-            number = int(self.pid_file.read_text())
-            command = Path(f"/proc/{number}/cmdline").read_bytes()
-        except (FileNotFoundError, ValueError, ProcessLookupError):
-            return None
-        return number if f"--machine={self.lab.machine(self.host)}\0".encode() in command else None
+        """The nspawn process, found by its arguments: a file with its number could be missing or out of date."""
+        return next((pid for pid, arguments in running() if f"--directory={self.root}" in arguments), None)
 
     @property
     def leader(self) -> int | None:
@@ -102,7 +117,7 @@ class Machine:
             *binds,
         ]
         with self.console.open("wb") as console:
-            process = subprocess.Popen(
+            subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=console,
@@ -110,7 +125,6 @@ class Machine:
                 start_new_session=True,
                 preexec_fn=self._enter_cgroups,  # noqa: PLW1509 - it only writes files, and takes no lock
             )
-        self.pid_file.write_text(str(process.pid))
 
     def _scope(self) -> list[str]:
         """Where systemd runs this machine, it is asked for a subtree of its own; else we make one below."""
@@ -194,7 +208,6 @@ class Machine:
             for below in sorted(group.glob("**/"), reverse=True):
                 with contextlib.suppress(OSError):
                     below.rmdir()
-        self.pid_file.unlink(missing_ok=True)
 
     def remove(self) -> None:
         self.stop()

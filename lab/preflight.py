@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lab import network
+from lab.machine import refuse_foreign
 from lab.settings import Lab, LabError
 from lab.shell import succeeds
 
@@ -43,6 +44,7 @@ def check(lab: Lab) -> None:
             "This machine does not allow network namespaces, and the lab's hosts live in them: use a virtual machine "
             "or a server of your own instead of a container."
         )
+    refuse_foreign(lab)
     network.refuse_taken_range(lab)
     if lab.record.exists():
         return  # a lab that stands already has the space and memory it needs

@@ -77,6 +77,12 @@ def test() -> None:
         with preflight.only_one(lab):
             preflight.check(lab)
             journal.phase(
+                "tests on hosts without models",
+                [toolchain.program("pytest"), "tests/chaos/lab", "tests/chaos/release"],
+                toolchain.environment(),
+                verdict,
+            )
+            journal.phase(
                 "molecule test",
                 [toolchain.program("molecule"), "test"],
                 {

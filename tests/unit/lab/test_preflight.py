@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import network, preflight
+from lab import machine, network, preflight
 from lab.settings import ROOT, Lab, LabError
 
 Usage = namedtuple("Usage", "total used free")
@@ -72,6 +72,20 @@ def test_a_range_that_is_taken(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(network, "run", lambda *command: json.dumps(routes))
     with pytest.raises(LabError, match=r"10\.77\.40\.0/24 is taken.*10\.77\.0\.0/16 through vpn0"):
         preflight.check(lab)
+
+
+def test_a_lab_of_another_checkout_is_left_alone(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = ["systemd-nspawn", "--directory=/other/.lab/unittest/hosts/llm-01/root", "--machine=unittest-llm-01"]
+    monkeypatch.setattr(machine, "running", lambda: iter([(1, elsewhere)]))
+    with pytest.raises(LabError, match=r"'unittest' runs already .* another checkout \(/other/.lab/unittest"):
+        preflight.check(lab)
+
+
+def test_hosts_of_other_labs_are_no_obstacle(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = ["systemd-nspawn", f"--directory={lab.directory}/hosts/llm-01/root", "--machine=unittest-llm-01"]
+    others = ["systemd-nspawn", "--directory=/other/root", "--machine=other-llm-01"]
+    monkeypatch.setattr(machine, "running", lambda: iter([(1, ours), (2, others)]))
+    machine.refuse_foreign(lab)
 
 
 def test_our_own_bridge_does_not_take_the_range(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,87 @@
+"""A lab comes and goes without a trace, also when it is cut off in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lab.__main__ import down, up
+from lab.machine import CGROUPS, Machine
+from lab.network import FORWARDING
+from lab.preflight import PROGRAMS
+from lab.settings import ROOT, Host, Lab
+
+pytestmark = pytest.mark.timeout(600)
+ONE_HOST = "Lab.from_environment(), hosts=(Host('llm-01', 29),)"
+COMES_UP = f"""
+from dataclasses import replace
+from lab.__main__ import up
+from lab.settings import Host, Lab
+up(replace({ONE_HOST}))
+"""
+
+
+@pytest.fixture
+def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    if os.geteuid() != 0 or any(
+        subprocess.run(["which", name], capture_output=True, check=False).returncode for name in PROGRAMS
+    ):
+        pytest.skip("a lab host needs root and the lab's programs (`sudo make test` installs them)")
+    monkeypatch.setenv("LAB_PREFIX", "trace")
+    monkeypatch.setenv("LAB_NETWORK", "10.77.52")
+    small = replace(Lab.from_environment(), hosts=(Host("llm-01", 29),))
+    yield small
+    down(small)
+
+
+def traces() -> dict[str, object]:
+    """Everything that a lab changes on a machine, as it is now."""
+
+    def said(*command: str) -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+    return {
+        "links": sorted(line.split(":")[1] for line in said("ip", "-oneline", "link").splitlines()),
+        "addresses": sorted(line.split()[3] for line in said("ip", "-oneline", "-4", "addr").splitlines()),
+        "nft": said("nft", "list", "tables"),
+        "iptables": [line for line in said("iptables-save").splitlines() if not line.startswith("#")],
+        "mounts": [line for line in Path("/proc/mounts").read_text().splitlines() if "trace" in line],
+        "control groups": sorted(path.name for path in CGROUPS.glob("*/citadel-lab-*")),
+        "forwarding": FORWARDING.read_text(),
+        "processes": said("pgrep", "--full", "machine=trace-"),
+        "folder": (ROOT / ".lab/trace").exists(),
+    }
+
+
+def test_after_it_is_gone_everything_is_as_before(lab: Lab) -> None:
+    before = traces()
+    assert up(lab) is True
+    assert traces() != before
+    assert up(lab) is False, "a lab that stands needs nothing"
+    assert down(lab) is True
+    assert traces() == before
+    assert down(lab) is False
+
+
+@pytest.mark.parametrize("moment", ["id_ed25519", "hosts/llm-01/root", "hosts/llm-01/console.log"])
+def test_a_run_that_was_killed_is_no_stumbling_block(lab: Lab, moment: str) -> None:
+    before = traces()
+    with subprocess.Popen([sys.executable, "-c", COMES_UP], cwd=ROOT) as process:
+        deadline = time.monotonic() + 120
+        while not (lab.directory / moment).exists():
+            assert process.poll() is None, "it was over before it could be cut off"
+            assert time.monotonic() < deadline, f"{moment} never came"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    up(lab)
+    assert Machine(lab, lab.hosts[0]).leader is not None
+    down(lab)
+    assert traces() == before
