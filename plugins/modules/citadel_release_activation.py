@@ -73,6 +73,10 @@ outcome:
   description: How it ended, with steps, seconds and proof.
   returned: when the end was waited for
   type: dict
+evidence:
+  description: The report of the transaction, as names of files and their text.
+  returned: when the end was waited for
+  type: dict
 transaction:
   description: What to follow.
   returned: when a start did not wait
@@ -107,7 +111,7 @@ def main() -> None:
     except RefusedError as refusal:
         module.fail_json(msg=str(refusal))
     except NotActivatedError as failure:
-        module.fail_json(msg=failure.outcome["said"], outcome=failure.outcome)
+        module.fail_json(msg=failure.outcome["said"], outcome=failure.outcome, evidence=_evidence(failure.outcome))
 
 
 class NotActivatedError(Exception):
@@ -120,7 +124,8 @@ class NotActivatedError(Exception):
 
 def _act(wanted: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     if check_mode:
-        return {"changed": True, "outcome": {"said": f"would {wanted['act']} {wanted['release']}".strip()}}
+        said = f"This would {wanted['act']} {wanted['release'] or 'the release before'}."
+        return {"changed": True, "outcome": {"good": True, "said": said}}
     layout = Layout()
     if wanted["act"] == "follow":
         transaction = Path(wanted["transaction"])
@@ -135,7 +140,15 @@ def _act(wanted: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     outcome = follow(transaction, wanted["timeout"])
     if not outcome["good"]:
         raise NotActivatedError(outcome)
-    return {"changed": outcome["outcome"] in {"committed", "finished"}, "outcome": outcome}
+    changed = outcome["outcome"] in {"committed", "finished"}
+    return {"changed": changed, "outcome": outcome, "evidence": _evidence(outcome)}
+
+
+def _evidence(outcome: dict[str, Any]) -> dict[str, str]:
+    """The report's files by name, so that they can be kept on the controller too."""
+    report = Path(outcome.get("report") or "/nowhere.md")
+    found = [path for path in (report, report.with_suffix(".json")) if path.is_file()]
+    return {path.name: path.read_text(encoding="utf-8") for path in found}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,19 +129,16 @@ def test_deploy_and_rollback_of_the_gateway_under_load(
 ) -> None:
     first = deploy(controller)
     with client(*MODELS, *MODELS) as asking, Streams(box.address, [*MODELS, *MODELS]) as streaming:
-        begun = time.monotonic()
         second = deploy(controller, health={"interval": 20.0})
-        deployed = time.monotonic() - begun
-        begun = time.monotonic()
-        controller.play({}, "-e", "entry=rollback", release_environments={"gateway": GATEWAY})
-        rolled_back = time.monotonic() - begun
+        assert box.live == second != first
+        rollback(controller)
         assert box.live == first
     assert (asking.wrong, streaming.wrong) == ([], [])
     assert asking.asked > 50 and streaming.asked >= 4
-    assert second != first
-    print(f"deploy {deployed:.1f} s in {controller.tasks} tasks, rollback {rolled_back:.1f} s")
-    assert rolled_back < 10
-    assert deployed < 60
+
+
+def rollback(controller: Controller) -> None:
+    controller.play({}, "-e", "entry=rollback", release_environments={"gateway": GATEWAY})
 
 
 def test_requests_wait_while_their_model_is_replaced(

@@ -10,7 +10,9 @@ from typing import Protocol
 
 from .layout import Layout
 
-IDLE = 300.0  # seconds that running requests get to end before their model is stopped; the slowest model's own
+# Seconds that running requests get to end before their model is stopped: as long as the slowest model may take.
+IDLE = 300.0
+ANSWER = 10.0
 
 
 class Gate(Protocol):
@@ -27,16 +29,16 @@ class ManagementGate:
         self._layout = layout
 
     def shut(self, instance: str) -> bool:
-        return self._post(f"/management/replicas/{instance}/drain?wait={IDLE:.0f}")
+        return self._post(f"/management/replicas/{instance}/drain?wait={IDLE:.0f}", IDLE + ANSWER)
 
     def open(self, instance: str) -> bool:
-        return self._post(f"/management/replicas/{instance}/undrain")
+        return self._post(f"/management/replicas/{instance}/undrain", ANSWER)
 
-    def _post(self, path: str) -> bool:
+    def _post(self, path: str, timeout: float) -> bool:
         where = control_socket(self._layout)
         if where is None:
             return False
-        connection = _UnixConnection(where)
+        connection = _UnixConnection(where, timeout)
         try:
             connection.request("POST", path)
             return connection.getresponse().status == 200
@@ -56,8 +58,8 @@ def control_socket(layout: Layout) -> Path | None:
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=IDLE + 10)
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
