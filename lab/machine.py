@@ -204,10 +204,15 @@ class Machine:
         mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
         for mount in sorted((m for m in mounted if m.startswith(f"{self.root}")), reverse=True):
             run("umount", "--lazy", mount)
+        # the kernel lets go of a group only when the last of its processes has been buried
+        wait(self._cgroups_are_gone, 20, f"The control groups of {self.host.name} in {CGROUPS} can't be removed.")
+
+    def _cgroups_are_gone(self) -> bool:
         for group in self._cgroups():
             for below in sorted(group.glob("**/"), reverse=True):
                 with contextlib.suppress(OSError):
                     below.rmdir()
+        return not any(group.exists() for group in self._cgroups())
 
     def remove(self) -> None:
         self.stop()

@@ -13,8 +13,8 @@ DOCUMENTATION = r"""
 module: citadel_model
 short_description: Puts the pinned revisions of models into the store, every file checked
 description:
-  - Fetches what is missing from a hub, a mirror, a directory or an archive, in parallel and resumable, and gives the
-    manifest of each model. A revision that is in the store is only checked for sizes, or for checksums if asked.
+  - Fetches what is missing or damaged from a hub, a mirror, a directory or an archive, in parallel and resumable.
+    What is in the store is checked by size and time of change, and read again where those differ, or if asked.
 options:
   models: {description: 'Each model with repository, revision and source', type: dict, required: true}
   root: {description: The store, type: path, required: true}
@@ -24,7 +24,7 @@ author: [citadel-llm]
 
 RETURN = r"""
 models: {description: 'Path, revision and digest of each model', returned: success, type: dict}
-fetched: {description: What was not in the store before, returned: success, type: list, elements: str}
+fetched: {description: What was fetched and why, returned: success, type: list, elements: str}
 """
 
 EXAMPLES = r"""
@@ -45,22 +45,30 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
+def stored(target: Path, deep: bool) -> tuple[dict[str, Any] | None, str]:
+    """The manifest of a revision that can be trusted, or why there is none."""
+    if not target.exists():
+        return None, "not in the store"
+    try:
+        return store.verify(target, deep), ""
+    except store.StoreError as problem:
+        return None, str(problem)
+
+
 def run(module: AnsibleModule) -> dict[str, Any]:
     root = Path(module.params["root"])
     fetched, found = [], {}
     for name, model in module.params["models"].items():
         revision = str(model["revision"])
-        target = root / name / revision
-        manifest: dict[str, Any] = {"files": {}, "revision": revision}
-        if (target / store.MANIFEST).exists():
-            manifest = store.verify(target, module.params["deep"])
-        else:
+        manifest, reason = stored(root / name / revision, module.params["deep"])
+        if manifest is None:
             source = sources.source_of(name, model["repository"], revision, model["source"])
-            fetched.append(f"{name} {revision}")
+            fetched.append(f"{name} {revision}: {reason}")
+            manifest = {"files": {}, "revision": revision}
             if not module.check_mode:
                 _, manifest = fetch.fetch(name, source, revision, root, module.log)
         found[name] = {
-            "path": str(target),
+            "path": str(root / name / revision),
             "revision": revision,
             "commit": manifest["revision"],
             "digest": store.digest_of(manifest) if manifest["files"] else "",

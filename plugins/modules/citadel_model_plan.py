@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -81,18 +82,20 @@ ARGUMENTS: dict[str, Any] = {
 
 
 def details_at_hand(models: list[catalogue.Model], root: Path, source: dict[str, Any]) -> dict[str, Any]:
-    """What the files say, for the models whose files are on this host already."""
+    """What the files say, for the models whose files are on this host already: in the store or in a folder."""
     found = {}
     for model in models:
         for weights in model.weights.values():
+            key = f"{model.name}/{weights.revision}"
+            stored = root / model.name / weights.revision
             place = {**source, **weights.source}
-            folders = [root / model.name / weights.revision]
-            if place.get("kind") == "directory" and place.get("path"):
-                folders.append(Path(place["path"].format(model=model.name, revision=weights.revision)))
-            for folder in folders:
-                if (folder / "config.json").exists():
-                    found[f"{model.name}/{weights.revision}"] = safetensors.describe(folder)
-                    break
+            folder = Path(
+                str(place.get("path", "")).replace("{model}", model.name).replace("{revision}", weights.revision)
+            )
+            with contextlib.suppress(safetensors.WeightsError):  # what is damaged there is fetched anew
+                found[key] = safetensors.describe(stored)
+            if key not in found and place.get("kind") == "directory" and folder.is_dir():
+                found[key] = safetensors.describe(folder)
     return found
 
 

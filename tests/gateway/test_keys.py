@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,15 @@ def test_rotation_with_and_without_overlap(tmp_path: Path) -> None:
     assert (third.tier, third.models, third.name) == ("premium", ("phi",), "me")
     with pytest.raises(KeyFileError, match="revoked or expired"):
         store.rotate(second.id)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of somebody else")
+def test_what_root_makes_belongs_to_the_service(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    os.chown(folder, 65534, 65534)
+    KeyStore(folder / "keys.json").create("made by root")
+    assert {file.name: file.stat().st_uid for file in folder.iterdir()} == {"keys.json": 65534, "keys.lock": 65534}
 
 
 def test_many_writers_lose_nothing(tmp_path: Path) -> None:

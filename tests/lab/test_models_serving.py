@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from tests.lab import loopback
+
 PORTS = {"mixtral-8x7b": 11400, "hermes-2": 11401, "openchat-3.5": 11402, "phi-3-mini": 11403}
 SPEAKERS = {"mixtral-8x7b": "Mixtral", "hermes-2": "Hermes", "openchat-3.5": "OpenChat", "phi-3-mini": "Phi"}
 TOOL = {
@@ -37,12 +39,7 @@ METRICS = (
 
 
 def ask(llm: Host, model: str, path: str, body: dict[str, Any]) -> str:
-    """The models listen on the host's loopback, so the question is asked there."""
-    data = json.dumps({"model": model, **body})
-    command = "curl --silent --show-error --max-time 120 -H 'Content-Type: application/json' --data %s %s"
-    done = llm.run(command, data, f"http://127.0.0.1:{PORTS[model]}/v1/{path}")
-    assert done.rc == 0, done.stderr
-    return str(done.stdout)
+    return loopback.ask(llm, f"http://127.0.0.1:{PORTS[model]}/v1/{path}", {"model": model, **body})[1]
 
 
 def chat(llm: Host, model: str, **body: Any) -> dict[str, Any]:
@@ -94,7 +91,7 @@ def test_calls_tools_only_if_the_catalogue_says_so(llm: Host, model: str) -> Non
 
 def test_exports_the_metrics_that_rules_and_dashboards_read(llm: Host, model: str) -> None:
     chat(llm, model, max_tokens=2)
-    text = llm.run(f"curl --silent http://127.0.0.1:{PORTS[model]}/metrics").stdout
+    _, text = loopback.ask(llm, f"http://127.0.0.1:{PORTS[model]}/metrics")
     missing = [name for name in METRICS if f"\n{name}{{" not in text]
     assert not missing
     assert f'model_name="{model}"' in text

@@ -149,10 +149,9 @@ class Admission:
         lane = self.lanes[model]
         if not lane.waiting and self._fits(lane):
             return self._grant(lane)
+        _refuse_absent(model)
         if not again:
             self._refuse_hopeless(exchange, lane)
-        elif not model.comes_back():
-            raise _not_ready(model)
         return await self._wait(exchange, lane, again)
 
     async def _wait(self, exchange: Exchange, lane: Lane, again: bool) -> Permit:
@@ -194,19 +193,6 @@ class Admission:
     def _refuse_hopeless(self, exchange: Exchange, lane: Lane) -> None:
         """What cannot succeed is refused now, not after it has waited."""
         model = lane.model
-        if not model.capacity():
-            if not model.comes_back():
-                raise _not_ready(model)
-            back = model.back_in()
-            if all(replica.breaker.state == "open" for replica in model.replicas) and (
-                time.monotonic() + back > exchange.deadline
-            ):
-                raise Refusal(
-                    503,
-                    "circuit_open",
-                    f"{model.name} has failed too many requests and is left alone for another {back:.0f} s.",
-                    retry_after=back,
-                )
         wait = lane.expected_wait(lane.waiting)
         if lane.waiting >= model.settings.queue:
             raise Refusal(
@@ -278,6 +264,22 @@ class Admission:
 
     def _recount(self) -> None:
         self.common_used = sum(max(0.0, lane.cost - lane.reserved) for lane in self.lanes.values())
+
+
+def _refuse_absent(model: Model) -> None:
+    """Waiting is for a model that comes back by itself, not for one that has failed or fails whatever it is asked."""
+    if model.capacity():
+        return
+    if not model.comes_back():
+        raise _not_ready(model)
+    if all(replica.state in ("ready", "unknown", "failed") for replica in model.replicas):
+        back = model.back_in()
+        raise Refusal(
+            503,
+            "circuit_open",
+            f"{model.name} has failed too many requests and is left alone for another {back:.1f} s.",
+            retry_after=back,
+        )
 
 
 def _not_ready(model: Model) -> Refusal:

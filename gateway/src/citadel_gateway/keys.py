@@ -140,6 +140,12 @@ class KeyStore:
                 f"{self.path}: is not a key file ({error}); restore it from the backup or remove it"
             ) from None
 
+    def _hand_over(self, file: Path) -> None:
+        """root may run the command line on files that belong to the service's user."""
+        if os.geteuid() == 0:
+            owner = self.path.parent.stat()
+            os.chown(file, owner.st_uid, owner.st_gid)
+
     @contextmanager
     def _changing(self) -> Iterator[list[Key]]:
         """The keys under a lock that the command line and the gateway share; written back whole."""
@@ -149,6 +155,7 @@ class KeyStore:
         except OSError as error:
             raise KeyFileError(f"{self.path}: cannot be written: {error.strerror}") from None
         try:
+            self._hand_over(self.path.with_suffix(".lock"))
             fcntl.flock(lock, fcntl.LOCK_EX)
             keys = self._read()
             yield keys
@@ -158,10 +165,7 @@ class KeyStore:
                 file.write(content + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            # root may run the command line on a file that the service's user reads
-            if os.geteuid() == 0:
-                owner = self.path.stat() if self.path.exists() else self.path.parent.stat()
-                os.chown(fresh, owner.st_uid, owner.st_gid)
+            self._hand_over(fresh)
             fresh.replace(self.path)
         finally:
             os.close(lock)

@@ -105,6 +105,7 @@ def protocol_class(settings: Callable[[], Server], open_connections: set[Any]) -
 
         def _start_asgi_task(self, cycle: Any, app: Any) -> None:
             cycle.scope["citadel.respond"] = partial(self._respond, cycle)
+            cycle.scope["citadel.write"] = partial(self._write, cycle)
             task = self._task = self.loop.create_task(cycle.run_asgi(app))
             task.add_done_callback(self.tasks.discard)
             self.tasks.add(task)
@@ -129,6 +130,13 @@ def protocol_class(settings: Callable[[], Server], open_connections: set[Any]) -
             if not cycle.keep_alive:
                 self.transport.close()
             self.on_response_complete()
+            return True
+
+        def _write(self, cycle: Any, data: bytes) -> bool:
+            """A piece of a stream that has begun; False if it has to go the long way."""
+            if cycle.disconnected or self.flow.write_paused or not cycle.chunked_encoding:
+                return False
+            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
             return True
 
         def shutdown(self) -> None:

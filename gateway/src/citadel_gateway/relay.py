@@ -172,10 +172,7 @@ async def _stream(exchange: Exchange, connection: Connection, client: Client) ->
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         while True:
             if data:
-                exchange.bytes_out += len(data)
-                exchange.write_blocked = time.monotonic()
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-                exchange.write_blocked = 0.0
+                await exchange.pass_on(send, data)
             part = await connection.read()
             if not part:
                 break

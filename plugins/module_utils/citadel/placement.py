@@ -16,7 +16,9 @@ GB = 10**9
 MEMORY_MAX_FACTOR = 1.1
 RESERVE_BYTES, RESERVE_SHARE = 8 * GIB, 0.08  # for system, gateway and page cache: whichever is more
 LOAD_BYTES_PER_SECOND = 150e6  # a slow disk, nothing cached
-START_SECONDS, START_FACTOR = 240, 3  # imports and compilation; slack upon a measured load
+# Imports and compilation on a busy machine, and slack upon a measured load. A crash is told at once, so patience costs
+# nothing; and a figure that a slow day does not exceed leaves the units as they are.
+START_SECONDS, START_FACTOR = 600, 3
 # Few steps, so that a start that took a second more than the last one changes nothing.
 START_STEPS = (180, 300, 600, 1200, 2400, 4800, 9600)
 
@@ -86,9 +88,10 @@ def place(needs: Sequence[Need], host: Host, settings: Settings) -> tuple[list[s
 
 
 def start_seconds(need: Need) -> int:
-    """Generous: it only bounds how long a model that hangs is waited for; one that dies is known at once."""
+    """Generous: it only bounds how long a model that hangs is waited for; one that dies is known at once.
+    A measured start makes it longer, never shorter, so that measuring alone does not make a new release."""
     estimate = START_SECONDS + need.weights / LOAD_BYTES_PER_SECOND
-    wanted = need.measured.load_seconds * START_FACTOR or estimate
+    wanted = max(estimate, need.measured.load_seconds * START_FACTOR)
     return next((step for step in START_STEPS if step >= wanted), START_STEPS[-1])
 
 

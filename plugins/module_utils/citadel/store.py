@@ -34,11 +34,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise StoreError(f"{folder} has no {MANIFEST}: the model is not here or not whole; fetch it") from None
+        raise StoreError(
+            f"{folder} has no {MANIFEST}: the model is not here or not whole; deploy again, which fetches it"
+        ) from None
     except ValueError:
-        raise StoreError(f"{folder / MANIFEST} is not JSON; fetch the model again") from None
+        raise StoreError(f"{folder / MANIFEST} is not JSON; deploy again, which fetches it anew") from None
     if not isinstance(manifest, dict) or not manifest.get("files"):
-        raise StoreError(f"{folder / MANIFEST} names no files; fetch the model again")
+        raise StoreError(f"{folder / MANIFEST} names no files; deploy again, which fetches it anew")
     return manifest
 
 
@@ -69,13 +71,17 @@ def verify(folder: Path, deep: bool) -> dict[str, Any]:
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():
-            raise StoreError(f"{path} is missing; fetch the model again")
+            raise StoreError(f"{path} is missing; deploy again, which fetches it anew")
         status = path.stat()
         if status.st_size != expected["size"]:
-            raise StoreError(f"{path} has {status.st_size} bytes instead of {expected['size']}; fetch the model again")
+            raise StoreError(
+                f"{path} has {status.st_size} bytes instead of {expected['size']}; deploy again, which fetches it anew"
+            )
         suspicious = status.st_mtime_ns != expected.get("changed")
         if (deep or suspicious) and sha256_of(path) != expected["sha256"]:
-            raise StoreError(f"{path} was altered: its sha256 is not the manifest's; fetch the model again")
+            raise StoreError(
+                f"{path} was altered: its sha256 is not the manifest's; deploy again, which fetches it anew"
+            )
     return manifest
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from citadel_gateway.exchange import Exchange
 from tests.gateway.harness import Lab, code_of, running
 from tests.gateway.simulator import Act, eventually, until
 
@@ -233,6 +234,22 @@ class TestAdmission:
                 assert (answer.status_code, code_of(answer)) == (503, "queue_timeout")
                 client.abort()
             await lab.settled()
+
+    async def test_a_permit_that_comes_just_as_the_client_leaves_goes_back(self) -> None:
+        async with running(models={"phi": {"concurrency": 1}}) as lab:
+            admission = lab.gateway.admission
+            model = lab.gateway.fleet.models["phi"]
+            scope = {"headers": [], "method": "POST", "path": "/"}
+            first, second = Exchange(scope, "chat", "x"), Exchange(scope, "chat", "x")
+            first.deadline = second.deadline = time.monotonic() + 5
+            permit = await admission.enter(first, model)
+            waiting = asyncio.create_task(admission.enter(second, model))
+            await until(partial(_waiting, lab, 1))
+            permit.release()  # calls the second one in ...
+            waiting.cancel()  # ... which is gone before it hears it
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert admission.in_flight == admission.waiting == 0
 
     async def test_a_flood_on_one_model_leaves_the_others_room(self) -> None:
         models = {name: {"concurrency": 100, "queue": 200} for name in ("flooded", "quiet")}

@@ -158,6 +158,17 @@ class TestBeforeTheFirstByte:
                 writer.close()
         assert failures(lab, "reset") == 0
 
+    async def test_a_connection_that_the_server_closes_just_as_it_is_used(self, lab: Lab) -> None:
+        """Nothing was answered on a connection that had idled: that is no failure, and nobody is blamed."""
+        simulator = lab.simulators["phi"]
+        assert (await lab.chat()).status_code == 200
+        simulator.script.append(Act(raw=b""))
+        assert (await lab.chat()).status_code == 200
+        assert len(simulator.seen) == 3
+        assert failures(lab, "reset") == 0
+        assert lab.metric("llm_retries_total", model="phi") == 0
+        await lab.settled()
+
 
 class TestInMidStream:
     @pytest.mark.parametrize(
@@ -270,7 +281,7 @@ class TestBreaker:
         assert replica.breaker.state == "open"
         assert (await lab.client.get("/health")).status_code == 503
         before = len(simulator.seen)
-        answer = await lab.chat(headers={"x-request-timeout": "0.1"})
+        answer = await asyncio.wait_for(lab.chat(), 0.3)
         assert code_of(answer) == "circuit_open"
         assert float(answer.headers["retry-after-ms"]) <= 400
         assert len(simulator.seen) == before
@@ -287,13 +298,33 @@ class TestBreaker:
         assert states == ["half_open", "closed"]
         await lab.settled()
 
-    async def test_who_waits_goes_on_when_trial_calls_are_allowed(self, lab: Lab) -> None:
-        lab.simulators["phi"].script.extend([Act(status=500)] * 4)
-        for _ in range(2):
-            await lab.chat()
-        answers = await asyncio.gather(*(lab.chat() for _ in range(6)))
-        assert [answer.status_code for answer in answers] == [200] * 6
-        await lab.settled()
+    async def test_who_waits_already_goes_on_when_trial_calls_are_allowed(self) -> None:
+        async with running(models={"phi": {"concurrency": 1}}) as lab:
+            simulator = lab.simulators["phi"]
+            simulator.script.extend([Act(status=500)] * 4)
+            simulator.gate.clear()
+            asking = asyncio.gather(*(lab.chat() for _ in range(6)))
+            await until(lambda: lab.gateway.admission.waiting == 5)
+            simulator.gate.set()
+            answers = await asking
+            # four failed, and their second try found it open; the two that had waited all along were let in
+            assert sorted(answer.status_code for answer in answers) == [200] * 2 + [503] * 4
+            await lab.settled()
+
+    async def test_a_new_process_starts_with_a_clean_sheet(self) -> None:
+        async with running({"breaker": {"recovery": 60.0}}) as lab:
+            simulator = lab.simulators["phi"]
+            replica = next(lab.gateway.fleet.replicas())
+            simulator.default = Act(status=500)
+            for _ in range(2):
+                await lab.chat()
+            assert replica.breaker.state == "open"
+            await simulator.stop()
+            await until(lambda: replica.state == "loading")
+            simulator.default = Act()
+            await simulator.start()
+            assert (await asyncio.wait_for(lab.chat(), 5)).status_code == 200
+            await lab.settled()
 
 
 class TestReplicas:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -43,20 +42,22 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 
 
 def traces() -> dict[str, object]:
-    """Everything that a lab changes on a machine, as it is now."""
+    """Everything that a lab of this name changes on a machine, as it is now; other labs may come and go meanwhile."""
 
-    def said(*command: str) -> str:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    def ours(*command: str) -> list[str]:
+        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        return sorted(line for line in said.splitlines() if "trace" in line or "10.77.52." in line)
 
     return {
-        "links": sorted(line.split(":")[1] for line in said("ip", "-oneline", "link").splitlines()),
-        "addresses": sorted(line.split()[3] for line in said("ip", "-oneline", "-4", "addr").splitlines()),
-        "nft": said("nft", "list", "tables"),
-        "iptables": [line for line in said("iptables-save").splitlines() if not line.startswith("#")],
-        "mounts": [line for line in Path("/proc/mounts").read_text().splitlines() if "trace" in line],
-        "control groups": sorted(path.name for path in CGROUPS.glob("*/citadel-lab-*")),
+        "links": ours("ip", "-oneline", "link"),
+        "addresses": ours("ip", "-oneline", "-4", "addr"),
+        "routes": ours("ip", "route", "show", "table", "all"),
+        "nft": ours("nft", "list", "ruleset"),
+        "iptables": ours("iptables-save"),
+        "mounts": ours("cat", "/proc/mounts"),
+        "control groups": ours("find", str(CGROUPS), "-maxdepth", "2", "-name", "citadel-lab-*"),
+        "processes": ours("pgrep", "--list-full", "systemd-nspawn"),
         "forwarding": FORWARDING.read_text(),
-        "processes": said("pgrep", "--full", "machine=trace-"),
         "folder": (ROOT / ".lab/trace").exists(),
     }
 

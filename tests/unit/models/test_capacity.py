@@ -172,8 +172,8 @@ def test_one_that_was_too_high_is_only_reported(models: Any) -> None:
 def test_the_time_for_a_start_follows_the_last_one_in_steps(models: Any) -> None:
     assert capacity.plan(models(), ROOMY).placed[0].start_seconds == 1200
     assert phi_measured(models, 0, 70).placed[-1].start_seconds == 300
-    assert phi_measured(models, 0, 90).placed[-1].start_seconds == 300
-    assert phi_measured(models, 0, 20).placed[-1].start_seconds == 180
+    assert phi_measured(models, 0, 20).placed[-1].start_seconds == 300, "a quick start shortens nothing"
+    assert phi_measured(models, 0, 150).placed[-1].start_seconds == 600
 
 
 def test_what_runs_is_found_by_its_unit(tmp_path: Path) -> None:

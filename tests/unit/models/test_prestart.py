@@ -88,7 +88,7 @@ def test_an_altered_model(given: Given) -> None:
 
 def test_a_model_that_was_never_finished(given: Given) -> None:
     (Path(given["environment"]["CITADEL_MODEL"]) / MANIFEST).unlink()
-    assert "not here or not whole; fetch it" in only(given)
+    assert "not here or not whole; deploy again" in only(given)
 
 
 @pytest.fixture

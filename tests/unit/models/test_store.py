@@ -371,5 +371,5 @@ class TestTrust:
     def test_a_torn_manifest_is_not_believed(self, stored: Path, text: str) -> None:
         (stored / sources.MANIFEST).chmod(0o644)
         (stored / sources.MANIFEST).write_text(text)
-        with pytest.raises(StoreError, match="fetch the model again"):
+        with pytest.raises(StoreError, match="deploy again, which fetches it anew"):
             store.verify(stored, deep=False)
