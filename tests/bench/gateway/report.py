@@ -34,7 +34,7 @@ def percentile(values: list[float], part: float) -> float:
 
 
 def section(results: dict[str, Any], settings: dict[str, Any]) -> str:
-    lines = ["## The gateway", ""]
+    lines: list[str] = []
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     lines.append(
         f"{date}, {machine()}. One core for each gateway, the other one for the backend and the load; load average "

@@ -84,6 +84,13 @@ def tuned(folder: Path, environment: Path, work: Path, port: int, options: Mappi
     return Server("tuned", command, port, environment=instance["environment"]), len(placed.threads)
 
 
+def default_engine() -> dict[str, Any]:
+    """What the catalogue gives to every model."""
+    text = (ROOT / "group_vars/llm_servers/models.yml").read_text(encoding="utf-8")
+    found: dict[str, Any] = yaml.safe_load(text)["citadel_models_defaults"]["engine"]
+    return found
+
+
 def api_server(environment: Path) -> tuple[str, ...]:
     return (str(environment / "bin/python"), "-W", "ignore", "-m", "vllm.entrypoints.openai.api_server")
 
@@ -175,7 +182,9 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--port", type=int, default=21490)
-    parser.add_argument("--engine", type=yaml.safe_load, default={}, help="further options of the tuned one, as YAML")
+    parser.add_argument(
+        "--engine", type=yaml.safe_load, default=None, help="options instead of the catalogue's, as YAML"
+    )
     parser.add_argument("--only", help="just this one, and no table")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     options = parser.parse_args()
@@ -184,7 +193,8 @@ def main() -> int:
         folder = work / "large"
         tiny_models.make_large(options.parameters, folder)
         active = safetensors.describe(folder)["weight_bytes"]
-        first, threads = tuned(folder, options.vllm, work, options.port, options.engine)
+        engine = default_engine() if options.engine is None else options.engine
+        first, threads = tuned(folder, options.vllm, work, options.port, engine)
         servers = [first, untuned(folder, options.vllm, work, options.port)]
         if options.llama:
             servers.append(llama(folder, options.llama, work, options.port, threads))

@@ -169,11 +169,16 @@ def test_one_that_was_too_high_is_only_reported(models: Any) -> None:
     assert not phi_measured(models, estimate.running * 1.05).notes
 
 
-def test_the_time_for_a_start_follows_the_last_one_in_steps(models: Any) -> None:
-    assert capacity.plan(models(), ROOMY).placed[0].start_seconds == 1200
-    assert phi_measured(models, 0, 70).placed[-1].start_seconds == 300
-    assert phi_measured(models, 0, 20).placed[-1].start_seconds == 300, "a quick start shortens nothing"
-    assert phi_measured(models, 0, 150).placed[-1].start_seconds == 600
+def test_the_time_for_a_start_grows_in_steps_and_never_shrinks(models: Any) -> None:
+    large, *_, small = capacity.plan(models(), ROOMY).placed
+    assert large.start_seconds > small.start_seconds, "more to read takes longer"
+    assert phi_measured(models, 0, 20).placed[-1].start_seconds == small.start_seconds, "a quick start shortens nothing"
+    slow = small.start_seconds  # as long as was allowed: the next one gets three times that, in a step
+    assert (
+        phi_measured(models, 0, slow).placed[-1].start_seconds
+        == phi_measured(models, 0, slow - 5).placed[-1].start_seconds
+    )
+    assert phi_measured(models, 0, slow).placed[-1].start_seconds >= 3 * slow
 
 
 def test_what_runs_is_found_by_its_unit(tmp_path: Path) -> None:

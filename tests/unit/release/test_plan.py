@@ -49,6 +49,11 @@ def test_a_measured_start_is_told_and_summed() -> None:
     assert todo.seconds == 41.2
 
 
+def test_the_gateway_is_measured_too() -> None:
+    live = Live(load_seconds={"citadel-gateway": 4.4})
+    assert "about 4 s" in "\n".join(plan(manifest(alpha="a1"), live).lines()).splitlines()[-2]
+
+
 def test_a_changed_socket_is_announced() -> None:
     before = manifest(alpha="a1")
     after = manifest(2, alpha="a1")

@@ -15,8 +15,7 @@ STAGED, GOOD, BAD, INTERRUPTED, WITHDRAWN = "staged", "good", "bad", "interrupte
 
 @dataclass
 class History:
-    """One release's life. `last` counts activations over all releases, so that order never rests on a clock.
-    One release's life. `last` counts activations over all releases, so that order never rests on a clock."""
+    """One release's life. `last` counts activations over all releases, so that order never rests on a clock."""
 
     id: str
     state: str = STAGED

@@ -93,8 +93,7 @@ def read_manifest(release: Path) -> Manifest:
 
 
 def tampering(release: Path, manifest: Manifest) -> list[str]:
-    """How the files of a release differ from its manifest; compiled Python beside its source does not count.
-    How the files of a release differ from its manifest; compiled Python beside its source does not count."""
+    """How the files of a release differ from its manifest; compiled Python beside its source does not count."""
     found = []
     present = {
         path.relative_to(release).as_posix()

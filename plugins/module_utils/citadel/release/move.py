@@ -47,8 +47,7 @@ def move(host: Host, manifest: Manifest) -> Proof:
 
 
 def settle(host: Host, manifest: Manifest) -> None:
-    """Stop what the release does not name. Nothing here can spoil what was proven, so nothing here is undone.
-    Stop what the release does not name. Nothing here can spoil what was proven, so nothing here is undone."""
+    """Stop what the release does not name. Nothing here can spoil what was proven, so nothing here is undone."""
     wanted = {service.unit for service in manifest.wanted()}
     serving = _serving_gateway(host, manifest)
     for unit in host.survey().processes:
@@ -111,7 +110,7 @@ def _bring_up(host: Host, manifest: Manifest, action: Action, todo: Plan) -> dic
     else:
         host.systemd.restart(service.unit, wait=True)
         proof = _started(host, service)
-    host.measured(service.name or service.kind, host.clock() - begun)
+    host.measured(service.measure, host.clock() - begun)
     return {"unit": service.unit, **proof}
 
 
@@ -183,8 +182,7 @@ def _serving_gateway(host: Host, manifest: Manifest) -> str:
 
 
 def _runnable(host: Host) -> set[str]:
-    """Units linked on this host that can be stopped: all but templates and the recovery that may be asking.
-    Units linked on this host that can be stopped: all but templates and the recovery that may be asking."""
+    """Units linked on this host that can be stopped: all but templates and the recovery that may be asking."""
     names = {path.name for path in our_links(host.layout) if "@." not in path.name}
     return {name for name in names if name.endswith((".service", ".socket", ".timer")) and name != RECOVERY}
 

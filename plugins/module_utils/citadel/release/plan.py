@@ -112,8 +112,8 @@ def _actions(desired: Manifest, live: Live) -> list[Action]:
 def _action(service: Service, live: Live) -> Action:
     if runs(live, service):
         return Action("keep", service.unit, service.kind, "runs with what it needs")
-    measured = service.name in live.load_seconds
-    seconds = live.load_seconds.get(service.name, GUESS[service.kind])
+    measured = service.measure in live.load_seconds
+    seconds = live.load_seconds.get(service.measure, GUESS[service.kind])
     if service.kind == "gateway" and gateways(live.processes):
         return Action("replace", service.unit, "gateway", "differs from the one that runs", seconds, measured)
     if service.unit in live.processes:

@@ -38,6 +38,11 @@ class Service:
     task: str = "chat"  # or embeddings
     timeout: float = 900.0  # seconds that a start may take
 
+    @property
+    def measure(self) -> str:
+        """The name under which the host remembers how long a start takes."""
+        return self.name or self.unit.partition("@")[0].removesuffix(".service")
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -115,8 +120,7 @@ def _model(path: str, files: Mapping[str, str]) -> Service:
 
 
 def options_of(text: str) -> dict[str, str]:
-    """The plain values at the top of a YAML file: all that is needed here, and without a parser on the host.
-    The plain values at the top of a YAML file: all that is needed here, and without a parser on the host."""
+    """The plain values at the top of a YAML file: all that is needed here, and without a parser on the host."""
     return {match[1]: match[2].strip("\"'") for match in _OPTION.finditer(text)}
 
 

@@ -77,8 +77,7 @@ def present_gateways(systemd: Systemd) -> set[str]:
 
 
 def runs(live: Live, service: Service) -> bool:
-    """Does a process run that was started with exactly this? For the gateway any release's process will do.
-    Does a process run that was started with exactly this? For the gateway any release's process will do."""
+    """Does a process run that was started with exactly this? For the gateway any release's process will do."""
     if service.kind == "gateway":
         return any(live.processes[unit].digest == service.digest for unit in gateways(live.processes))
     process = live.processes.get(service.unit)
