@@ -34,13 +34,13 @@ def percentile(values: list[float], part: float) -> float:
 
 
 def section(results: dict[str, Any], settings: dict[str, Any]) -> str:
-    lines = ["## The gateway", ""]
+    lines: list[str] = []
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     lines.append(
         f"{date}, {machine()}. One core for each gateway, the other one for the backend and the load; load average "
         f"before: {settings['load']}. Everything is of one run (`make bench-gateway`), each figure the best of three "
         f"tries of {settings['seconds'] / 3:.0f} s, so the ratios within it say more than the figures. citadel-gateway "
-        "ran with keys, limits, metrics, access and audit log on; the others as their makers ship them."
+        "ran with keys, limits, metrics, access and audit log on; the others with their makers' settings."
     )
     lines += ["", "![Requests per second at 16 connections](benchmarks/gateway.svg)", ""]
     points = settings["points"]
@@ -69,7 +69,7 @@ def section(results: dict[str, Any], settings: dict[str, Any]) -> str:
             if not found:
                 row.append("-")
                 continue
-            first = f"+{found['added_p50']:.2f} / +{found['added_p99']:.2f}" if name != "none" else "-"
+            first = f"{found['added_p50']:+.2f} / {found['added_p99']:+.2f}" if name != "none" else "-"
             row.append(f"{first}; {found['transit_p50']:.2f} / {found['transit_p99']:.2f}; {found['lost']} lost")
         rows.append(row)
     lines += table(["", *(f"{count} at once" for count in settings["streams"])], rows)
