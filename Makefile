@@ -21,8 +21,10 @@ gateway: ## the gateway alone on this machine, before simulated models
 check: ## lint, types, unit and render tests: no root, no lab
 test: ## every test there is, on a lab of its own
 bench-deploy: ## time a cold demo, a warm one, and a deploy that changes nothing
+bench-gateway: ## the gateway beside others, in one run
+bench-serving: ## the tuned vLLM beside an untuned one and llama.cpp
 lock: ## pin anew what requirements/*.in ask for
 
-demo plan deploy rollback releases smoke status destroy check test capacity gateway bench-deploy lock:
+demo plan deploy rollback releases smoke status destroy check test capacity gateway bench-deploy bench-gateway bench-serving lock:
 	@$(PYTHON) -m tools $@
-.PHONY: demo plan deploy rollback releases smoke status destroy check test capacity gateway bench-deploy lock
+.PHONY: demo plan deploy rollback releases smoke status destroy check test capacity gateway bench-deploy bench-gateway bench-serving lock

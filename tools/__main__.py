@@ -24,7 +24,9 @@ VERBS: dict[str, Callable[[], None]] = {
     "lock": toolchain.lock,
     "capacity": deployment.capacity,
     "gateway": deployment.gateway,
-    "bench-deploy": benchmark.run,
+    "bench-deploy": benchmark.deploy,
+    "bench-gateway": benchmark.gateway,
+    "bench-serving": benchmark.serving,
 }
 
 

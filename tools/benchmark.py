@@ -1,7 +1,4 @@
-"""`make bench-deploy`: how long a cold demo, a warm one and a deployment that changes nothing take, and where it goes.
-
-Each runs in a clean clone with a cache and a lab of its own, so that nothing of this checkout helps.
-"""
+"""The verbs that measure. Each writes its own section of docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tools import toolchain
 from tools.phases import ROOT, Failure, Journal, duration
 
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
@@ -32,7 +30,37 @@ class Run:
     roles: dict[str, float]
 
 
-def run() -> None:
+def gateway() -> None:
+    """The gateway beside others, in one run, in front of the same backends."""
+    journal = Journal("bench-gateway")
+    toolchain.packages(journal, {"haproxy": "haproxy", "nginx": "nginx", "wrk": "wrk"})
+    toolchain.python_tools(journal)
+    journal.phase(
+        "measure", [toolchain.program("python"), "-m", "tests.bench.gateway"], toolchain.paths(), show=lambda line: line
+    )
+    journal.finish()
+
+
+def serving() -> None:
+    """The tuned unit beside vLLM as it comes and llama.cpp's server, on the same weights."""
+    journal = Journal("bench-serving")
+    toolchain.packages(journal, {"g++": "g++"})
+    toolchain.python_tools(journal)
+    vllm, llama = (toolchain.built(journal, name) for name in ("vllm", "bench-serving"))
+    journal.phase(
+        "measure",
+        [toolchain.program("python"), "-m", "tests.bench.serving", "--vllm", vllm, "--llama", llama, "--write"],
+        toolchain.paths(),
+        show=lambda line: line,
+    )
+    journal.finish()
+
+
+def deploy() -> None:
+    """A cold demo, a warm one and a deployment that changes nothing, and where the time goes.
+
+    Each runs in a clean clone with a cache and a lab of its own, so that nothing of this checkout helps.
+    """
     journal = Journal("bench-deploy")
     with tempfile.TemporaryDirectory(prefix="citadel-bench-") as folder:
         clone = Path(folder) / "checkout"

@@ -80,7 +80,13 @@ def for_people(line: str) -> str | None:
     return line.lstrip()[2:] if line.lstrip().startswith("| ") else None
 
 
-def require_lab(lab: Lab | None) -> None:
+def require_lab(lab: Lab | None = None) -> None:
+    """Verbs that work with a lab say so when there is none; the real estate is always there."""
+    if lab is None and chosen_environment() == "lab":
+        try:
+            lab = Lab.from_environment()
+        except LabError as error:
+            raise Failure(str(error)) from None
     if lab is not None and not lab.record.exists():
         raise Failure(f"There is no lab {lab.prefix!r} on this machine: `make demo` builds one.")
 
@@ -209,6 +215,7 @@ def releases() -> None:
 
 def smoke() -> None:
     """Every model that the gateway lists answers one question."""
+    require_lab()
     base = f"http://{gateway_address()}:{GATEWAY_PORT}"
     health = request(f"{base}/health")[1]
     say(f"{base} is {health['status']}")
@@ -217,11 +224,9 @@ def smoke() -> None:
 
 
 def status() -> None:
+    require_lab()
     if chosen_environment() == "lab":
-        try:
-            say(lab_status(Lab.from_environment()))
-        except LabError as error:
-            raise Failure(str(error)) from None
+        say(lab_status(Lab.from_environment()))
     base = f"http://{gateway_address()}:{GATEWAY_PORT}"
     say(json.dumps(request(f"{base}/health", timeout=10)[1], indent=2))
 

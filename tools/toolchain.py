@@ -26,6 +26,7 @@ LOCKED = (
 )
 LOCKS: dict[str, tuple[str, ...]] = {
     "gateway": (),
+    "bench-serving": (),
     "tools": ("--universal", "--constraint=gateway.txt"),
     "vllm": ("--override=vllm-overrides.txt",),
 }
@@ -50,12 +51,14 @@ def environment() -> dict[str, str]:
     return {"PATH": f"{VENV / 'bin'}:{os.environ['PATH']}", "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
 
 
+def paths() -> dict[str, str]:
+    """The packages of this checkout, for Python that is started from it."""
+    return {**environment(), "PYTHONPATH": f"{ROOT}/plugins/module_utils:{ROOT}/gateway/src:{ROOT}"}
+
+
 def run_python(*arguments: str) -> subprocess.Popen[bytes]:
     """The checkout's own Python on the terminal that we have."""
-    paths = f"{ROOT}/plugins/module_utils:{ROOT}/gateway/src"
-    return subprocess.Popen(
-        [program("python"), *arguments], cwd=ROOT, env={**os.environ, **environment(), "PYTHONPATH": paths}
-    )
+    return subprocess.Popen([program("python"), *arguments], cwd=ROOT, env={**os.environ, **paths()})
 
 
 def require_python() -> None:
@@ -104,23 +107,49 @@ def python_tools(journal: Journal) -> None:
     stamp.write_text(digest)
 
 
+def indexes() -> dict[str, str]:
+    """Where this machine's pip finds packages, in uv's words."""
+    settings = pip_settings()
+    found = {
+        "UV_DEFAULT_INDEX": " ".join(settings.get("index-url", [])),
+        "UV_EXTRA_INDEX_URL": " ".join(settings.get("extra-index-url", [])),
+        "UV_FIND_LINKS": ",".join(settings.get("find-links", [])),
+    }
+    return {"UV_INDEX_STRATEGY": "unsafe-best-match", **{key: value for key, value in found.items() if value}}
+
+
+def built(journal: Journal, name: str) -> Path:
+    """An environment for one lock file, on this machine and in this checkout."""
+    pins = PINS.with_name(f"{name}.txt")
+    folder = ROOT / ".cache" / f"{name}-{hashlib.sha256(pins.read_bytes()).hexdigest()[:12]}"
+    if not (folder / "complete").is_file():
+        uv = {**environment(), **indexes()}
+        journal.phase(f"make an environment for {name}", [program("uv"), "venv", "--clear", folder], uv)
+        install: list[str | Path] = [
+            program("uv"),
+            "pip",
+            "install",
+            f"--python={folder}",
+            "--no-deps",
+            "--require-hashes",
+            "-r",
+            pins,
+        ]
+        journal.phase(f"install {name}", install, uv)
+        (folder / "complete").touch()
+    return folder
+
+
 def lock() -> None:
     """Write requirements/*.txt anew from what requirements/*.in ask for, with the hash of every file."""
     require_python()
     journal = Journal("lock")
     python_tools(journal)
-    settings = pip_settings()
-    indexes = {
-        "UV_DEFAULT_INDEX": " ".join(settings.get("index-url", [])),
-        "UV_EXTRA_INDEX_URL": " ".join(settings.get("extra-index-url", [])),
-        "UV_FIND_LINKS": ",".join(settings.get("find-links", [])),
-        "UV_INDEX_STRATEGY": "unsafe-best-match",
-    }
     for name, options in LOCKS.items():
         journal.phase(
             f"lock {name}",
             [program("uv"), "pip", "compile", f"{name}.in", f"--output-file={name}.txt", *LOCKED, *options],
-            {**environment(), **{key: value for key, value in indexes.items() if value}},
+            {**environment(), **indexes()},
             folder=PINS.parent,
         )
     journal.finish()

@@ -17,13 +17,18 @@ from citadel import catalogue
 
 
 def citadel_stanzas(
-    models: Mapping[str, Any], defaults: Mapping[str, Any], overrides: Mapping[str, Any]
+    models: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    taken_ports: Mapping[int, str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Every enabled model with its defaults and overrides applied."""
+    """Every enabled model with its defaults and overrides applied, refused here already if it can't be meant."""
     try:
-        return catalogue.complete(models, defaults, overrides)
+        stanzas = catalogue.complete(models, defaults, overrides)
+        catalogue.parse(stanzas, {int(port): name for port, name in (taken_ports or {}).items()})
     except catalogue.CatalogueError as error:
         raise AnsibleFilterError(str(error)) from error
+    return stanzas
 
 
 def citadel_environment_path(item: Mapping[str, Any], root: str) -> str:

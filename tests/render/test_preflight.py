@@ -50,6 +50,20 @@ def test_an_override_of_a_model_that_is_not_there(lab: Path) -> None:
     assert "citadel_models has no such model" in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"phi-3-mini": {"port": 11400}}, "port = 11400"),
+        ({"phi-3-mini": {"port": 8000}}, "the gateway"),
+        ({"phi-3-mini": {"context": "long"}}, "citadel_models.phi-3-mini.context = 'long': give a whole number"),
+    ],
+)
+def test_a_stanza_that_cannot_be_meant(lab: Path, change: dict[str, dict[str, object]], said: str) -> None:
+    done = preflight(lab, "-e", json.dumps({"citadel_models_overrides": change}))
+    assert done.returncode != 0
+    assert said in " ".join((done.stdout + done.stderr).split())
+
+
 def test_an_inventory_without_a_server_for_the_models(lab: Path, tmp_path: Path) -> None:
     empty = tmp_path / "hosts.yml"
     empty.write_text("all: {children: {llm_servers: {hosts: {}}, metrics_servers: {hosts: {}}}}\n")

@@ -57,7 +57,17 @@ def test_only_the_labs_hosts_are_built_and_removed(verb: str) -> None:
     assert "only the lab's are ours" in done.stderr
 
 
-def test_deploying_to_a_lab_that_is_not_there() -> None:
-    done = make("deploy", "LAB_PREFIX=nolab")
+@pytest.mark.parametrize("verb", ["deploy", "plan", "rollback", "releases", "smoke", "status"])
+def test_a_lab_that_is_not_there(verb: str) -> None:
+    done = make(verb, "LAB_PREFIX=nolab")
     assert done.returncode != 0
     assert "There is no lab 'nolab' on this machine: `make demo` builds one." in done.stderr
+
+
+def test_every_verb_that_the_documents_name_is_there() -> None:
+    """Code blocks and code words only: `make it right` in a sentence is no command."""
+    known = {*VERBS, "help"}
+    for document in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        text = document.read_text()
+        named = re.findall(r"(?:^    |`)make ([a-z][a-z-]*)", text, re.MULTILINE)
+        assert set(named) <= known, f"{document.name} names verbs that are not there"
