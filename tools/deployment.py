@@ -251,15 +251,13 @@ def capacity() -> None:
 
 
 def gateway() -> None:
-    """The gateway alone on this machine, before a simulated model; Ctrl-C ends both."""
+    """The gateway alone on this machine, before simulated models; Ctrl-C ends it."""
     toolchain.python_tools(Journal("gateway"))
-    model = toolchain.run_python("-m", "tests.gateway.simulator")
-    served = toolchain.run_python("-m", "citadel_gateway", "serve", "--config", "gateway/example.yml")
+    served = toolchain.run_python("-m", "tests.gateway.alone")
     try:
         ended = served.wait()
     finally:
-        for process in (served, model):
-            process.terminate()
-            process.wait()
+        served.terminate()
+        served.wait()
     if ended:
         raise Failure(f"The gateway ended with status {ended}; its reason stands above.")

@@ -17,7 +17,6 @@ PINS = ROOT / "requirements" / "tools.txt"
 
 # Hashes of every file and no addresses: where a package comes from is each machine's own affair.
 LOCKED = (
-    "--python-version=3.11",
     "--generate-hashes",
     "--no-header",
     "--no-emit-index-url",
@@ -145,10 +144,11 @@ def lock() -> None:
     require_python()
     journal = Journal("lock")
     python_tools(journal)
+    version = f"--python-version={os.environ.get('LOCK_PYTHON') or '3.11'}"
     for name, options in LOCKS.items():
         journal.phase(
             f"lock {name}",
-            [program("uv"), "pip", "compile", f"{name}.in", f"--output-file={name}.txt", *LOCKED, *options],
+            [program("uv"), "pip", "compile", f"{name}.in", f"--output-file={name}.txt", *LOCKED, *options, version],
             {**environment(), **indexes()},
             folder=PINS.parent,
         )

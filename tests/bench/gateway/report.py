@@ -40,7 +40,8 @@ def section(results: dict[str, Any], settings: dict[str, Any]) -> str:
         f"{date}, {machine()}. One core for each gateway, the other one for the backend and the load; load average "
         f"before: {settings['load']}. Everything is of one run (`make bench-gateway`), each figure the best of three "
         f"tries of {settings['seconds'] / 3:.0f} s, so the ratios within it say more than the figures. citadel-gateway "
-        "ran with keys, limits, metrics, access and audit log on; the others with their makers' settings."
+        "ran with keys, limits, metrics, access and audit log on; the others with their makers' settings, "
+        "but for HAProxy, which was also told `http-no-delay` and `http-reuse always`."
     )
     lines += ["", "![Requests per second at 16 connections](benchmarks/gateway.svg)", ""]
     points = settings["points"]

@@ -1,0 +1,129 @@
+"""What the role `gateway` renders: a configuration that the gateway itself accepts, and units that systemd accepts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from citadel_gateway.config import Config, parse
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAYBOOK = """
+- hosts: localhost
+  connection: local
+  gather_facts: false
+  roles: [gateway]
+  tasks:
+    - ansible.builtin.copy:
+        content: "{{ gateway_release_files | to_json }}"
+        dest: "{{ out }}"
+        mode: "0644"
+"""
+CATALOGUE = yaml.safe_load((ROOT / "group_vars/llm_servers/models.yml").read_text())
+DEFAULTS = CATALOGUE["citadel_models_defaults"]
+
+
+def render(tmp_path: Path, profile: str = "development", **more: dict[str, Any]) -> dict[str, str]:
+    models = {name: {**DEFAULTS, **stanza} for name, stanza in {**CATALOGUE["citadel_models"], **more}.items()}
+    variables = {
+        "gateway_models": models,
+        "gateway_instances": [
+            {"name": name, "model": name, "url": f"http://127.0.0.1:{model['port']}", "hidden_size": 64}
+            for name, model in models.items()
+        ],
+        "gateway_environment": "/opt/citadel/envs/gateway-0123456789ab",
+        "gateway_releases": "/opt/citadel/releases",
+        "gateway_keys_file": "/opt/citadel/keys/gateway.json",
+        "gateway_logs": "/var/log/citadel-llm",
+        "gateway_user": "agent0",
+        "gateway_group": "agent0",
+        "gateway_profile": profile,
+        "gateway_ports": {"api": 8000, "management": 8002, "health": 8080},
+        "out": str(tmp_path / "out.json"),
+    }
+    (tmp_path / "play.yml").write_text(PLAYBOOK)
+    (tmp_path / "variables.json").write_text(json.dumps(variables))
+    done = subprocess.run(
+        ["ansible-playbook", "-i", "localhost,", tmp_path / "play.yml", "-e", f"@{tmp_path}/variables.json"],
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    files: dict[str, str] = json.loads((tmp_path / "out.json").read_text())
+    return files
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return render(tmp_path_factory.mktemp("gateway"))
+
+
+@pytest.fixture(scope="module")
+def config(files: dict[str, str]) -> Config:
+    return parse(files["config/gateway.yml"])
+
+
+def test_the_gateway_accepts_it_and_knows_every_model(config: Config) -> None:
+    assert list(config.models) == list(CATALOGUE["citadel_models"])
+    for name, model in config.models.items():
+        stanza = CATALOGUE["citadel_models"][name]
+        assert (model.context, model.timeout, model.concurrency) == (
+            stanza["context"],
+            stanza["timeout"],
+            stanza["concurrent"],
+        )
+    assert "tools" in config.models["hermes-2"].capabilities
+    assert config.models["mixtral-8x7b"].limit_class == "heavy"
+
+
+def test_no_request_is_too_dear_for_the_budget(config: Config) -> None:
+    assert config.admission.budget == 2 * (8 * 8 + 4 * 12 + 4 * 16 + 2 * 20)
+    assert all(model.cost <= config.admission.budget for model in config.models.values())
+
+
+def test_strangers_are_served_in_development_only(config: Config, tmp_path: Path) -> None:
+    assert config.auth.anonymous.enabled
+    assert not parse(render(tmp_path, "production")["config/gateway.yml"]).auth.anonymous.enabled
+
+
+def test_a_fifth_model_is_one_stanza_more(tmp_path: Path) -> None:
+    stanza = {"repository": "made/here", "port": 11410, "cores": 1, "context": 512, "kind": "embeddings"}
+    fifth = parse(render(tmp_path, fifth={**stanza, "timeout": 60, "concurrent": 8})["config/gateway.yml"]).models[
+        "fifth"
+    ]
+    assert fifth.endpoints == ["embeddings"]
+    assert fifth.vector_size == 64
+
+
+def test_another_configuration_is_another_digest(files: dict[str, str], tmp_path: Path) -> None:
+    def digest(rendered: dict[str, str]) -> str:
+        unit = rendered["units/citadel-gateway@.service"]
+        return next(line for line in unit.splitlines() if "CITADEL_DIGEST" in line)
+
+    assert digest(files) != digest(render(tmp_path, "production"))
+
+
+def test_systemd_accepts_the_units(files: dict[str, str], tmp_path: Path) -> None:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not on this machine; the lab's hosts have it")
+    for path, text in files.items():
+        if path.startswith("units/"):
+            # the environment and the user are the server's; what is judged here is the unit
+            (tmp_path / Path(path).name).write_text(
+                text.replace("/opt/citadel/envs/gateway-0123456789ab/bin/python", "/usr/bin/python3")
+                .replace("User=agent0", "User=root")
+                .replace("Group=agent0", "Group=root")
+            )
+    units = [str(path) for path in sorted(tmp_path.glob("citadel-*"))]
+    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
