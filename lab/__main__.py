@@ -24,7 +24,7 @@ def up(lab: Lab) -> bool:
     lab.directory.mkdir(parents=True, exist_ok=True)
     # recorded before it is changed, so that `down` knows the way back even from a run that was cut off
     if not lab.saved():
-        lab.record.write_text(json.dumps({"ip_forward": network.FORWARDING.read_text().strip()}))
+        lab.record.write_text(json.dumps({"network": str(lab.network)}))
     network.up(lab)
     handover.key(lab)
     handover.variables(lab)

@@ -49,7 +49,7 @@ def running() -> Iterator[tuple[int, list[str]]]:
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             arguments = process.read_bytes().decode(errors="replace").split("\0")
-            if arguments[0] == "systemd-nspawn":
+            if Path(arguments[0]).name == "systemd-nspawn":
                 yield int(process.parent.name), arguments
 
 
@@ -73,6 +73,7 @@ class Machine:
         self.directory = lab.host_directory(host)
         self.root = self.directory / "root"
         self.console = self.directory / "console.log"
+        self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -117,7 +118,7 @@ class Machine:
             *binds,
         ]
         with self.console.open("wb") as console:
-            subprocess.Popen(
+            self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=console,
@@ -158,7 +159,7 @@ class Machine:
         where = f"its console is in {self.console}"
 
         def answered() -> bool:
-            if self.pid is None:
+            if self.pid is None and (self.process is None or self.process.poll() is not None):
                 raise LabError(f"Host {self.host.name} of the lab stopped while it booted; {where}.")
             return self.leader is not None and succeeds(
                 *self.inside("systemctl", "is-active", "--quiet", "dbus.service")

@@ -10,6 +10,8 @@ from lab.settings import ESTATE, Lab, LabError
 from lab.shell import lines, run, succeeds
 
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+# what it was before the first lab; the last one puts it back
+FORWARDING_BEFORE = Path("/run/citadel-lab.ip_forward")
 
 
 def rules(lab: Lab) -> str:
@@ -45,8 +47,8 @@ def refuse_taken_range(lab: Lab) -> None:
             )
 
 
-def up(lab: Lab) -> dict[str, str]:
-    """Make bridge and rules as they should be; return what has to be put back when the lab goes."""
+def up(lab: Lab) -> None:
+    """Make bridge and rules as they should be."""
     if not succeeds("ip", "link", "show", lab.bridge):
         run("ip", "link", "add", lab.bridge, "type", "bridge")
     if not any(f"{lab.gateway}/24" in line for line in lines("ip", "-o", "-4", "addr", "show", lab.bridge)):
@@ -60,9 +62,9 @@ def up(lab: Lab) -> dict[str, str]:
             rule = ["FORWARD", direction, lab.bridge, "-j", "ACCEPT"]
             if not succeeds("iptables", "-C", *rule):
                 run("iptables", "-I", *rule)
-    before = lab.saved().get("ip_forward") or FORWARDING.read_text().strip()
+    if not FORWARDING_BEFORE.exists():
+        FORWARDING_BEFORE.write_text(FORWARDING.read_text())
     FORWARDING.write_text("1\n")
-    return {"ip_forward": before}
 
 
 def down(lab: Lab) -> None:
@@ -75,10 +77,10 @@ def down(lab: Lab) -> None:
         run("nft", "delete", "table", "ip", lab.table)
     if succeeds("ip", "link", "show", lab.bridge):
         run("ip", "link", "delete", lab.bridge)
-    before = lab.saved().get("ip_forward")
-    others = [table for table in lines("nft", "list", "tables") if "citadel_lab_" in table]
-    if before is not None and not others:
-        FORWARDING.write_text(f"{before}\n")
+    others = succeeds("nft", "--version") and any("citadel_lab_" in table for table in lines("nft", "list", "tables"))
+    if FORWARDING_BEFORE.exists() and not others:
+        FORWARDING.write_text(FORWARDING_BEFORE.read_text())
+        FORWARDING_BEFORE.unlink()
 
 
 def packets_to_estate(lab: Lab) -> dict[str, int]:

@@ -33,19 +33,19 @@ def nearest(path: Path) -> Path:
     return path
 
 
-def check(lab: Lab) -> None:
+def require_root() -> None:
     if os.geteuid() != 0:
         raise LabError("The lab boots real systemd hosts and needs root: run the same command with sudo.")
-    missing = sorted({package for program, package in PROGRAMS.items() if not shutil.which(program)})
-    if missing:
-        raise LabError(f"The lab needs programs that are not installed: apt-get install {' '.join(missing)}")
+
+
+def room(lab: Lab) -> None:
+    """What can be known before anything is installed: root, namespaces, space and memory."""
+    require_root()
     if not succeeds("unshare", "--net", "--mount", "--pid", "--fork", "true"):
         raise LabError(
             "This machine does not allow network namespaces, and the lab's hosts live in them: use a virtual machine "
             "or a server of your own instead of a container."
         )
-    refuse_foreign(lab)
-    network.refuse_taken_range(lab)
     if lab.record.exists():
         return  # a lab that stands already has the space and memory it needs
     for place in {nearest(lab.cache), nearest(lab.directory)}:
@@ -64,9 +64,26 @@ def check(lab: Lab) -> None:
         )
 
 
+def check(lab: Lab) -> None:
+    """All that the lab needs of this machine."""
+    room(lab)
+    missing = sorted({package for program, package in PROGRAMS.items() if not shutil.which(program)})
+    if missing:
+        raise LabError(f"The lab needs programs that are not installed: apt-get install {' '.join(missing)}")
+    refuse_foreign(lab)
+    standing = lab.saved().get("network", str(lab.network))
+    if standing != str(lab.network):
+        raise LabError(
+            f"The lab {lab.prefix!r} stands on {standing} and LAB_NETWORK asks for {lab.network}: leave LAB_NETWORK as "
+            "it was, or `make destroy` first."
+        )
+    network.refuse_taken_range(lab)
+
+
 @contextmanager
 def only_one(lab: Lab) -> Iterator[None]:
     """Two runs on one lab would pull hosts from under each other. The kernel drops this lock when its holder dies."""
+    require_root()
     path = Path("/run/lock" if os.access("/run/lock", os.W_OK) else "/tmp") / f"citadel-lab-{lab.prefix}.lock"  # noqa: S108
     with path.open("a+") as lock:
         try:

@@ -66,14 +66,17 @@ class Lab:
 
     @classmethod
     def from_environment(cls) -> Lab:
-        prefix = os.environ.get("LAB_PREFIX") or "citadel"
+        return cls.named(os.environ.get("LAB_PREFIX") or "citadel", os.environ.get("LAB_NETWORK") or "10.77.40")
+
+    @classmethod
+    def named(cls, prefix: str, text: str) -> Lab:
+        """A lab by its two settings, or a sentence on what is wrong with them."""
         # the bridge is br-PREFIX and a host's cable vb-PREFIX-HOST is cut to what the kernel allows: 15 characters
         if not re.fullmatch(r"[a-z][a-z0-9]{0,9}", prefix):
             raise LabError(
                 f"LAB_PREFIX is {prefix!r}: it names network devices, so it needs 1 to 10 lower-case letters or "
                 "digits and starts with a letter. Choose such a name."
             )
-        text = os.environ.get("LAB_NETWORK") or "10.77.40"
         try:
             network = ipaddress.IPv4Network(f"{text}.0/24")
         except ValueError as error:

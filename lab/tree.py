@@ -29,7 +29,9 @@ def apt_sources() -> str:
     if f"VERSION_CODENAME={SUITE}" not in release:
         return ""
     parts = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*.sources"))]
-    return "\n".join(part.read_text().strip() + "\n" for part in parts if part.is_file())
+    texts = [part.read_text().strip() + "\n" for part in parts if part.is_file()]
+    # a list of mirrors in a file, or another vendor's key, is not there inside the tree
+    return "\n".join(text for text in texts if SUITE in text and "debian-archive" in text and "file:" not in text)
 
 
 def apt_settings() -> str:
@@ -48,7 +50,8 @@ def tree(lab: Lab, packages: Sequence[str]) -> Path:
     # Built under a name that nobody reads and renamed when whole: an interrupted build leaves no half tree behind.
     building = target.with_name(f"{target.name}.{os.getpid()}.part")
     for old in target.parent.glob(f"{target.name}.*.part"):
-        shutil.rmtree(old, ignore_errors=True)
+        if not Path(f"/proc/{old.suffixes[-2][1:]}").exists():  # who built it is gone; another lab's may still grow
+            shutil.rmtree(old, ignore_errors=True)
     building.mkdir(parents=True)
     configuration = building.with_suffix(".apt")
     configuration.write_text(settings)
@@ -70,7 +73,8 @@ def tree(lab: Lab, packages: Sequence[str]) -> Path:
             *(["-"] if sources else []),
             stdin=sources or None,
         )
-        building.rename(target)
+        if not target.is_dir():  # another lab may have been faster
+            building.rename(target)
     finally:
         configuration.unlink(missing_ok=True)
         shutil.rmtree(building, ignore_errors=True)

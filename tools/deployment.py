@@ -151,8 +151,8 @@ def demo() -> None:
     with hold() as lab:
         assert lab is not None  # noqa: S101 - only the lab gets here
         journal = Journal("demo")
-        if os.geteuid() == 0:
-            toolchain.packages(journal, toolchain.LAB_PROGRAMS)
+        preflight.room(lab)
+        toolchain.packages(journal, toolchain.LAB_PROGRAMS)
         preflight.check(lab)
         toolchain.python_tools(journal)
         playbook(journal, "bring up the hosts", "molecule/default/create.yml")
@@ -165,57 +165,44 @@ def demo() -> None:
         say("Next: `make smoke` asks every model, `make status` shows the estate, `make destroy` removes it.")
 
 
-def deploy() -> None:
-    ask_before_changing("deploy")
+def on_the_estate(verb: str, phase: str, path: str, *options: str) -> None:
+    """One playbook on the lab or the real estate, with what it says to people on the screen."""
     with hold(chosen_environment() == "lab") as lab:
         require_lab(lab)
-        journal = Journal("deploy")
+        journal = Journal(verb)
         toolchain.python_tools(journal)
-        playbook(journal, "deploy", "site.yml", show_messages=True)
+        playbook(journal, phase, path, *options, show_messages=True)
         journal.finish()
+
+
+def said(**names: str) -> list[str]:
+    """What was said on make's command line, as variables of Ansible."""
+    given = {variable: os.environ[name] for variable, name in names.items() if os.environ.get(name)}
+    return ["--extra-vars", json.dumps(given)] if given else []
+
+
+def deploy() -> None:
+    ask_before_changing("deploy")
+    on_the_estate("deploy", "deploy", "site.yml", *said(release_force="FORCE"))
 
 
 def plan() -> None:
-    with hold(chosen_environment() == "lab") as lab:
-        require_lab(lab)
-        journal = Journal("plan")
-        toolchain.python_tools(journal)
-        playbook(journal, "compare", "playbooks/plan.yml", "--check", show_messages=True)
-        journal.finish()
+    on_the_estate("plan", "compare", "playbooks/plan.yml", "--check")
 
 
 def rollback() -> None:
     ask_before_changing("rollback")
-    with hold(chosen_environment() == "lab") as lab:
-        require_lab(lab)
-        journal = Journal("rollback")
-        toolchain.python_tools(journal)
-        options = [
-            f"release_{key}={os.environ[name]}"
-            for key, name in (("to", "TO"), ("force", "FORCE"))
-            if os.environ.get(name)
-        ]
-        playbook(
-            journal,
-            "roll back",
-            "playbooks/rollback.yml",
-            *[part for option in options for part in ("-e", option)],
-            show_messages=True,
-        )
-        journal.finish()
+    on_the_estate("rollback", "roll back", "playbooks/rollback.yml", *said(release_to="TO", release_force="FORCE"))
 
 
 def releases() -> None:
-    with hold(chosen_environment() == "lab") as lab:
-        require_lab(lab)
-        journal = Journal("releases")
-        toolchain.python_tools(journal)
-        playbook(journal, "list", "playbooks/releases.yml", show_messages=True)
+    on_the_estate("releases", "list", "playbooks/releases.yml")
 
 
 def smoke() -> None:
     """Every model that the gateway lists answers one question."""
     require_lab()
+    toolchain.python_tools(Journal("smoke"))
     base = f"http://{gateway_address()}:{GATEWAY_PORT}"
     health = request(f"{base}/health")[1]
     say(f"{base} is {health['status']}")
@@ -225,6 +212,7 @@ def smoke() -> None:
 
 def status() -> None:
     require_lab()
+    toolchain.python_tools(Journal("status"))
     if chosen_environment() == "lab":
         say(lab_status(Lab.from_environment()))
     base = f"http://{gateway_address()}:{GATEWAY_PORT}"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import subprocess
-from dataclasses import replace
+from pathlib import Path
 
 from lab import preflight
 from lab.settings import Lab, LabError
@@ -56,42 +55,36 @@ def check() -> None:
 
 def beside(lab: Lab) -> Lab:
     """The tests' own lab: whoever plays with the demo meanwhile is not disturbed."""
-    network = ipaddress.IPv4Network((int(lab.network.network_address) + 256, 24))
-    return replace(lab, prefix=f"{lab.prefix[:9]}t", network=network)
+    third = int(lab.network.network_address.packed[2]) + 1
+    return Lab.named(f"{lab.prefix[:9]}t", f"{lab.network.network_address.exploded.rsplit('.', 2)[0]}.{third % 256}")
 
 
 def test() -> None:
     toolchain.require_python()
+    root = os.geteuid() == 0
     journal = Journal("test")
-    toolchain.packages(journal, toolchain.TEST_PROGRAMS)
-    if os.geteuid() == 0:
-        toolchain.packages(journal, toolchain.LAB_PROGRAMS)
-    toolchain.python_tools(journal)
-    cheap_checks(journal)
     try:
         lab = beside(Lab.from_environment())
-        if os.geteuid() != 0:
+        if root:
+            # what would end the run in an hour ends it now
+            preflight.room(lab)
+        toolchain.packages(journal, {**toolchain.TEST_PROGRAMS, **(toolchain.LAB_PROGRAMS if root else {})})
+        toolchain.python_tools(journal)
+        cheap_checks(journal)
+        if root:
+            with preflight.only_one(lab):
+                preflight.check(lab)
+                on_the_lab(journal, lab)
+        else:
             say("  SKIPPED: the tests on the lab, because hosts can only be booted by root (run `sudo make test`)")
-            journal.finish()
-            return
-        with preflight.only_one(lab):
-            preflight.check(lab)
-            journal.phase(
-                "tests on hosts without models",
-                [toolchain.program("pytest"), "tests/chaos/lab", "tests/chaos/release"],
-                toolchain.environment(),
-                verdict,
-            )
-            journal.phase(
-                "molecule test",
-                [toolchain.program("molecule"), "test"],
-                {
-                    **toolchain.environment(),
-                    "LAB_PREFIX": lab.prefix,
-                    "LAB_NETWORK": str(lab.network.network_address).rpartition(".")[0],
-                },
-                verdict,
-            )
     except LabError as error:
         raise Failure(str(error)) from None
     journal.finish()
+
+
+def on_the_lab(journal: Journal, lab: Lab) -> None:
+    environment = toolchain.environment()
+    hosts: list[str | Path] = [toolchain.program("pytest"), "tests/chaos/lab", "tests/chaos/release"]
+    journal.phase("tests on hosts without models", hosts, environment, verdict)
+    own = {"LAB_PREFIX": lab.prefix, "LAB_NETWORK": str(lab.network.network_address).rpartition(".")[0]}
+    journal.phase("molecule test", [toolchain.program("molecule"), "test"], {**environment, **own}, verdict)

@@ -37,6 +37,8 @@ LAB_PROGRAMS = {
     "ip": "iproute2",
     "nft": "nftables",
     "ssh": "openssh-client",
+    # the lab's hosts are Debian, also where this machine is not
+    "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
 }
 TEST_PROGRAMS = {"shellcheck": "shellcheck", "node": "nodejs", "npm": "npm"}
 
@@ -70,7 +72,7 @@ def require_python() -> None:
 
 def packages(journal: Journal, wanted: dict[str, str]) -> None:
     """Install Debian packages of programs that are not there; without root, name them."""
-    missing = sorted({package for name, package in wanted.items() if not shutil.which(name)})
+    missing = sorted({package for name, package in wanted.items() if not (shutil.which(name) or Path(name).exists())})
     if not missing:
         return
     if os.geteuid() != 0:

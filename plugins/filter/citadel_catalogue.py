@@ -31,9 +31,10 @@ def citadel_stanzas(
     return stanzas
 
 
-def citadel_environment_path(item: Mapping[str, Any], root: str) -> str:
-    """Environments are shared by what goes into them: the same requirements are the same folder."""
-    return f"{root}/{item['key']}-{hashlib.sha256(item['value']['requirements'].encode()).hexdigest()[:12]}"
+def citadel_environment_path(item: Mapping[str, Any], root: str, python: str) -> str:
+    """Environments are shared by what goes into them: the same requirements for the same Python are the same folder."""
+    digest = hashlib.sha256(f"{python}\n{item['value']['requirements']}".encode())
+    return f"{root}/{item['key']}-{digest.hexdigest()[:12]}"
 
 
 class FilterModule:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import machine, network, preflight
+from lab import machine, network, preflight, shell
 from lab.settings import ROOT, Lab, LabError
 
 Usage = namedtuple("Usage", "total used free")
@@ -91,6 +91,31 @@ def test_hosts_of_other_labs_are_no_obstacle(lab: Lab, monkeypatch: pytest.Monke
 def test_our_own_bridge_does_not_take_the_range(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "run", lambda *command: json.dumps([{"dst": "10.77.40.0/24", "dev": lab.bridge}]))
     network.refuse_taken_range(lab)
+
+
+def test_a_lab_that_stands_elsewhere(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "room", lambda lab: None)
+    monkeypatch.setattr(Lab, "saved", lambda self: {"network": "10.9.9.0/24"})
+    with pytest.raises(
+        LabError, match=r"'unittest' stands on 10\.9\.9\.0/24 and LAB_NETWORK asks for 10\.77\.40\.0/24"
+    ):
+        preflight.check(lab)
+
+
+def test_a_program_that_is_not_there_is_a_sentence() -> None:
+    assert not shell.succeeds("no-such-program-at-all")
+    with pytest.raises(LabError, match="`no-such-program-at-all` is not installed"):
+        shell.run("no-such-program-at-all")
+
+
+def test_a_host_is_found_by_whatever_path_nspawn_was_started_with(tmp_path: Path) -> None:
+    """A scope of systemd's starts it by its whole path."""
+    fake = tmp_path / "systemd-nspawn"
+    fake.symlink_to("/bin/sh")
+    with subprocess.Popen([fake, "-c", "read x", "--directory=/somewhere"], stdin=subprocess.PIPE) as process:
+        found = dict(machine.running())
+        process.kill()
+    assert "--directory=/somewhere" in found[process.pid]
 
 
 def test_only_one_run_at_a_time_and_a_killed_one_holds_nothing(lab: Lab) -> None:
