@@ -61,6 +61,7 @@ class Simulator:
     def __init__(self, model: str = "phi-3-mini", port: int = 0) -> None:
         self.model = model
         self.port = port
+        self.began = 0.0  # what it says of its process
         self.default = Act()
         self.script: deque[Act] = deque()
         self.seen: list[Seen] = []
@@ -89,6 +90,7 @@ class Simulator:
         return self.running == 0
 
     async def start(self) -> Simulator:
+        self.began = time.time()
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=1024)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -180,6 +182,7 @@ class Simulator:
                 f'vllm:kv_cache_usage_perc{{engine="0",model_name="{self.model}"}} 0.25\n'
                 f'vllm:iteration_tokens_total_count{{engine="0",model_name="{self.model}"}} {self.tokens_made}.0\n'
                 "process_resident_memory_bytes 1.5e+09\n"
+                f"process_start_time_seconds {self.began}\n"
             )
         else:
             status = 404

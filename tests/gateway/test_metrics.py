@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.gateway.harness import Lab
-from tests.gateway.simulator import Act
+from tests.gateway.simulator import Act, until
 
 pytestmark = pytest.mark.anyio
 
@@ -23,6 +23,7 @@ NAMES = {
     "llm_queue_time_seconds": {"model"},
     "llm_queue_depth": {"model"},
     "llm_breaker_state": {"model", "replica"},
+    "llm_replica_restarts_total": {"model", "replica"},
     "llm_rejections_total": {"model", "reason"},
     "llm_cache_hits_total": {"model"},
     "llm_upstream_errors_total": {"model", "replica", "kind"},
@@ -51,6 +52,21 @@ async def test_every_promised_metric_is_there_with_its_labels(lab: Lab) -> None:
 async def test_series_are_there_before_the_first_request(lab: Lab) -> None:
     text = (await lab.client.get("/metrics")).text
     assert 'llm_requests_total{endpoint="chat",model="phi",status="200"} 0.0' in text
+
+
+async def test_a_model_that_was_restarted_is_counted(lab: Lab) -> None:
+    replica = next(lab.gateway.fleet.replicas())
+
+    def counted() -> float:
+        return lab.metric("llm_replica_restarts_total", model="phi", replica="phi")
+
+    assert counted() == 0
+    for restart in (1, 2):
+        await lab.simulators["phi"].stop(abruptly=True)
+        assert (await lab.chat(headers={"x-stainless-read-timeout": "0.2"})).status_code == 503
+        await lab.simulators["phi"].start()
+        await until(lambda: replica.state == "ready")
+        assert counted() == restart
 
 
 async def test_labels_do_not_grow_with_what_clients_send(lab: Lab) -> None:

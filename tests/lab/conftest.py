@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ import testinfra
 from testinfra.host import Host
 
 from lab.settings import Lab
+from tests.lab.clients import Client
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +50,29 @@ def address(lab: Lab) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def gateway(address: dict[str, str]) -> str:
     return f"http://{address['llm-01']}:8000"
+
+
+@pytest.fixture(scope="session")
+def key(llm: Host) -> Iterator[str]:
+    """A key of the highest tier, made as an administrator makes one and revoked in the end."""
+    keys = (
+        "cd / && runuser -u agent0 -- env PYTHONPATH=/opt/citadel/current/gateway "
+        "/opt/citadel/current/env/gateway/bin/python -B -m citadel_gateway keys"
+    )
+    where = "--config /opt/citadel/current/config/gateway.yml"
+    secret = str(llm.check_output(f"{keys} create the-tests {where} --tier enterprise --days 1"))
+    yield secret
+    llm.check_output(f"{keys} revoke {secret.split('_')[1]} {where}")
+
+
+@pytest.fixture(scope="session")
+def client(address: dict[str, str], key: str) -> Client:
+    client = Client(address["llm-01"], key)
+    deadline = time.monotonic() + 30
+    while client.ask({"messages": []})[0] in {401, 429}:  # the gateway reads its keys again in a moment
+        assert time.monotonic() < deadline, "the gateway does not know the new key"
+        time.sleep(0.3)
+    return client
 
 
 def fetch(url: str, body: dict[str, Any] | None = None) -> Any:

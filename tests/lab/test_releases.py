@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from testinfra.host import Host
 
-from lab.settings import ROOT
+from tests.lab.clients import Client, Twice
+from tests.lab.plays import live, play, restarts
 
 FIFTH = "tiny-embeddings"
 STANZA = {
@@ -29,60 +26,24 @@ STANZA = {
     "kv_cache_gib": 0.25,
     "engine": {"enforce-eager": True},
 }
-QUESTION = {"model": "phi-3-mini", "messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 8}
-PAUSE = 3.0  # slow enough for what an address may ask in a minute
-
-
-def play(playbook: str, *options: str) -> None:
-    done = subprocess.run(
-        ["ansible-playbook", playbook, "-i", "inventory/lab", *options],
-        cwd=ROOT,
-        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-
-
-def live(llm: Host) -> str:
-    return str(llm.check_output("basename $(readlink /opt/citadel/current)"))
-
-
-def restarts(llm: Host) -> dict[str, str]:
-    """The processes of the four models: the same numbers later mean that nobody touched them."""
-    models = ("mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini")
-    return {name: llm.check_output("systemctl show citadel-llm@%s --property=MainPID", name) for name in models}
+FOUR = ("mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini")
 
 
 @pytest.fixture(scope="module")
-def errors(gateway: str, ask: Callable[..., Any]) -> Iterator[list[str]]:
-    """What a client that asks all along has seen go wrong."""
-    seen: list[str] = []
-    over = threading.Event()
-
-    def client() -> None:
-        while not over.wait(PAUSE):
-            try:
-                ask(f"{gateway}/v1/chat/completions", QUESTION)
-            except (OSError, ValueError) as error:
-                seen.append(f"{error}: {getattr(error, 'read', bytes)()!r}")
-
-    thread = threading.Thread(target=client)
-    thread.start()
-    yield seen
-    over.set()
-    thread.join()
+def asking(client: Client) -> Iterator[Twice]:
+    """A client that asks all along, whatever these tests do."""
+    with Twice(client, "phi-3-mini") as asking:
+        yield asking
 
 
 @pytest.fixture(scope="module")
 def before(llm: Host) -> tuple[str, dict[str, str]]:
-    return live(llm), restarts(llm)
+    return live(llm), restarts(llm, *FOUR)
 
 
 @pytest.fixture(scope="module")
-def fifth(before: tuple[str, dict[str, str]], errors: list[str]) -> str:
-    play("site.yml", "-e", json.dumps({"citadel_models_local": {FIFTH: STANZA}}))
+def fifth(before: tuple[str, dict[str, str]], asking: Twice) -> str:
+    play("site.yml", citadel_models_local={FIFTH: STANZA})
     return FIFTH
 
 
@@ -100,7 +61,7 @@ def test_it_gives_vectors_that_tell_texts_apart(fifth: str, gateway: str, ask: C
 
 
 def test_nobody_touched_the_other_four(fifth: str, before: tuple[str, dict[str, str]], llm: Host) -> None:
-    assert restarts(llm) == before[1]
+    assert restarts(llm, *FOUR) == before[1]
 
 
 def test_rollback_returns_to_the_release_before(
@@ -111,8 +72,9 @@ def test_rollback_returns_to_the_release_before(
     assert live(llm) == before[0]
     assert fifth not in {model["id"] for model in ask(f"{gateway}/v1/models")["data"]}
     assert not llm.service(f"citadel-llm@{fifth}").is_running
-    assert restarts(llm) == before[1]
+    assert restarts(llm, *FOUR) == before[1]
 
 
-def test_the_client_saw_no_error(fifth: str, errors: list[str]) -> None:
-    assert errors == []
+def test_the_client_saw_no_error(fifth: str, asking: Twice) -> None:
+    assert asking.asked > 20
+    assert asking.wrong == []

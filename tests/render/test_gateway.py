@@ -41,6 +41,7 @@ def render(tmp_path: Path, profile: str = "development", **more: dict[str, Any])
         "gateway_environment": "/opt/citadel/envs/gateway-0123456789ab",
         "gateway_releases": "/opt/citadel/releases",
         "gateway_keys_file": "/opt/citadel/keys/gateway.json",
+        "gateway_load_times": "/opt/citadel/state/load-seconds.json",
         "gateway_logs": "/var/log/citadel-llm",
         "gateway_user": "agent0",
         "gateway_group": "agent0",

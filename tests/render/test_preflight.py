@@ -35,6 +35,7 @@ def test_both_inventories_pass_as_they_are(lab: Path, inventory: str) -> None:
         ("host_minimum_cores", "many", "argument 'host_minimum_cores' is of type str and we were unable to convert"),
         ("citadel_profile", "moon", "value of gateway_profile must be one of: development, production, got: moon"),
         ("citadel_share_cores", "perhaps", "argument 'models_share_cores' is of type str"),
+        ("environment_installer", "conda", "value of environment_installer must be one of: uv, pip, got: conda"),
         ("release_keep", "all", "argument 'release_keep' is of type str"),
     ],
 )

@@ -155,6 +155,7 @@ class Health(Section):
     out_after: Positive = 3
     back_after: Positive = 2
     stalled_after: Seconds = 120.0
+    load_times: str | None = None  # {"<replica>": seconds of its last start}, in JSON
 
 
 class Breaker(Section):

@@ -8,8 +8,10 @@ back; for one that has failed it does not.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from citadel_gateway.breaker import Breaker
@@ -58,6 +60,8 @@ class Replica:
         self.good_probes = 0
         self.bad_probes = 0
         self.away_since: float | None = None
+        self.load_times = config.health.load_times
+        self.load_seconds = self._last_load() or model.settings.load_seconds
         self.poke = asyncio.Event()  # somebody waits for it: look now
         self.idle = asyncio.Event()  # the last request has left
         # from the engine's own metrics
@@ -67,6 +71,8 @@ class Replica:
         self.progress = -1.0
         self.progress_at = time.monotonic()
         self.memory = 0.0
+        self.started = 0.0  # when its process began, by its own word
+        self.restarts = 0
 
     @property
     def usable(self) -> bool:
@@ -104,25 +110,38 @@ class Replica:
         self.good_probes = self.bad_probes = 0
         self.become("unknown", "not probed since the drain")
 
+    def started_at(self, moment: float) -> None:
+        """Another moment is another process: it was restarted, whoever did it and however short it was away."""
+        if moment and self.started and moment != self.started:
+            self.restarts += 1
+        self.started = moment or self.started
+
     def refused(self) -> None:
         """Nothing listens. It was there or may yet come: loading, until its load time has long passed."""
         now = time.monotonic()
         self.good_probes = 0
         if self.away_since is None:
             self.away_since = now
-        if now - self.away_since <= 1.5 * self.model.settings.load_seconds:
+            self.load_seconds = self._last_load() or self.model.settings.load_seconds
+        if now - self.away_since <= 1.5 * max(self.load_seconds, self.model.settings.load_seconds):
             self.become("loading", "nothing listens on its port; it is starting or stopped")
         else:
             self.become("failed", "nothing has listened on its port for longer than it needs to load")
+
+    def _last_load(self) -> float:
+        """How long its last start took, as whoever starts the models has written it down."""
+        try:
+            return float(json.loads(Path(self.load_times).read_bytes())[self.name]) if self.load_times else 0.0
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0.0
 
     def back_in(self) -> float:
         """Seconds until it is likely to take requests, as far as can be told."""
         if self.state in ("ready", "unknown"):
             return self.breaker.opens_in()
-        load = self.model.settings.load_seconds
         if self.away_since is not None:
-            return max(1.0, self.away_since + load - time.monotonic())
-        return load
+            return max(1.0, self.away_since + self.load_seconds - time.monotonic())
+        return self.load_seconds
 
 
 class Model:
@@ -177,6 +196,7 @@ class Fleet:
                 replica = kept.get((wanted.name, wanted.url)) or Replica(model, wanted, config)
                 replica.settings = wanted
                 replica.breaker.settings = config.breaker
+                replica.load_times = config.health.load_times
                 model.replicas.append(replica)
             models[name] = model
         self.models = models

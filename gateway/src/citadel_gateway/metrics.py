@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -148,6 +148,9 @@ class Now(Collector):
         memory = GaugeMetricFamily("llm_model_memory_usage_bytes", "Memory of the model's servers", labels=["model"])
         state = GaugeMetricFamily("llm_replica_state", "1 for the state it is in", labels=["model", "replica", "state"])
         breaker = GaugeMetricFamily("llm_breaker_state", "0 closed, 1 half open, 2 open", labels=["model", "replica"])
+        restarts = CounterMetricFamily(
+            "llm_replica_restarts", "Restarts that this gateway has seen", labels=["model", "replica"]
+        )
         for lane in self._admission.lanes.values():
             model = lane.model
             active.add_metric([model.name], lane.in_flight)
@@ -157,6 +160,7 @@ class Now(Collector):
             memory.add_metric([model.name], sum(replica.memory for replica in model.replicas))
             for replica in model.replicas:
                 breaker.add_metric([model.name, replica.name], BREAKER_STATES[replica.breaker.state])
+                restarts.add_metric([model.name, replica.name], replica.restarts)
                 for name in STATES:
                     state.add_metric([model.name, replica.name, name], float(replica.state == name))
-        yield from (active, depth, health, capacity, memory, state, breaker)
+        yield from (active, depth, health, capacity, memory, state, breaker, restarts)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _METRIC = re.compile(
     r"^(vllm:num_requests_running|vllm:num_requests_waiting|vllm:kv_cache_usage_perc"
-    r"|vllm:iteration_tokens_total_count|vllm:generation_tokens_total|process_resident_memory_bytes)"
+    r"|vllm:iteration_tokens_total_count|vllm:generation_tokens_total|process_resident_memory_bytes|process_start_time_seconds)"
     r"(?:\{[^}]*\})? ([0-9.eE+-]+)",
     re.MULTILINE,
 )
@@ -134,6 +134,7 @@ class Prober:
         replica.running = sums.get("vllm:num_requests_running", 0.0)
         replica.waiting = sums.get("vllm:num_requests_waiting", 0.0)
         replica.cache_used = sums.get("vllm:kv_cache_usage_perc", 0.0)
+        replica.started_at(sums.get("process_start_time_seconds", 0.0))
         progress = sums.get("vllm:iteration_tokens_total_count", 0.0) + sums.get("vllm:generation_tokens_total", 0.0)
         if progress != replica.progress or not replica.running:
             replica.progress = progress

@@ -95,6 +95,8 @@ def environment(place: Placed, places: Places) -> dict[str, str]:
         "CITADEL_MODEL": model_folder(place.need.model, place.need.variant, places),
         "CITADEL_PORT": f"{places.address}:{place.need.port}",
         "CITADEL_NEED_BYTES": str(place.need.total),
+        # What a deployment compares with the memory in use.
+        "CITADEL_RUNNING_BYTES": str(place.need.running),
     }
 
 

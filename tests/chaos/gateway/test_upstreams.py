@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -50,6 +51,16 @@ class TestBeforeTheFirstByte:
         assert 1 <= int(answer.headers["retry-after"]) <= 5  # what is left of its load time
         assert answer.headers["x-should-retry"] == "true"
         await lab.settled()
+
+    async def test_the_time_to_come_again_is_the_measured_one(self, tmp_path: Path) -> None:
+        measured = tmp_path / "load-seconds.json"
+        async with running({"health": {"load_times": str(measured)}}) as lab:
+            measured.write_text('{"phi": 31.4}')
+            await lab.simulators["phi"].stop()
+            answer = await lab.chat(headers={"x-stainless-read-timeout": "0.4"})
+            assert (answer.status_code, code_of(answer)) == (503, "model_not_ready")
+            assert 29 <= int(answer.headers["retry-after"]) <= 32
+            await lab.settled()
 
     async def test_hold_bounds_the_wait(self) -> None:
         async with running(models={"phi": {"hold": 0.2}}) as lab:

@@ -84,6 +84,7 @@ def deploy(
         gateway_environment=GATEWAY,
         gateway_releases="/opt/citadel/releases",
         gateway_keys_file="/opt/citadel/keys/gateway.json",
+        gateway_load_times="/opt/citadel/state/load-seconds.json",
         gateway_logs="/var/log/citadel-llm",
         gateway_user="agent0",
         gateway_group="agent0",

@@ -31,6 +31,22 @@ def test_the_report_says_what_was_planned_done_and_proven(world: World) -> None:
     assert "hunter2" not in text and "hunter2" not in json.dumps(told)
 
 
+def test_a_plan_that_was_off_by_more_than_a_tenth_is_told(world: World) -> None:
+    files = release_files(alpha="a1", beta="b1")
+    for number, (name, used) in enumerate({"alpha": 1040, "beta": 1300}.items(), 10):
+        files[f"config/models/{name}.env"] += f"CITADEL_RUNNING_BYTES={1000 * 1024**2}\n"
+        process = world.layout.root / f"proc/{number}"
+        process.mkdir(parents=True)
+        (process / "cgroup").write_text(f"0::/system.slice/citadel-llm@{name}.service\n")
+        (process / "smaps_rollup").write_text(f"Pss: {used * 1024} kB\n")
+    outcome = activate(world.host(), world.stage(files).id, Terms("tester"))
+    assert [use["off"] for use in outcome.memory] == [0.04, 0.3]
+    assert [use["note"] for use in outcome.memory if use["note"]] == [
+        "beta: the capacity plan was off by +30%, it expected 1.0 GiB and 1.3 GiB are in use"
+    ]
+    assert "| beta | 1.0 GiB | 1.3 GiB | +30% |" in Path(outcome.report).read_text()
+
+
 def test_a_failure_is_reported_too(world: World) -> None:
     first = world.stage(release_files(alpha="a1"))
     world.proofs.wrong["a1"] = "answers nonsense"

@@ -49,6 +49,13 @@ def test_a_measured_start_is_told_and_summed() -> None:
     assert todo.seconds == 41.2
 
 
+def test_models_that_load_together_take_as_long_as_the_slowest() -> None:
+    live = Live(load_seconds={"alpha": 41.2, "beta": 30.0, "citadel-gateway": 5.0})
+    todo = plan(manifest(alpha="a1", beta="b1"), live)
+    assert todo.seconds == 46.2
+    assert todo.lines()[-1].endswith("about 46 s, new models together, what serves one at a time.")
+
+
 def test_the_gateway_is_measured_too() -> None:
     live = Live(load_seconds={"citadel-gateway": 4.4})
     assert "about 4 s" in "\n".join(plan(manifest(alpha="a1"), live).lines()).splitlines()[-2]

@@ -35,6 +35,46 @@ def test_one_model_alone_can_be_deployed(world: World) -> None:
     assert world.serving() == {"citadel-llm@alpha.service": "a1"}
 
 
+def test_what_prometheus_does_not_see_is_taken_back(world: World) -> None:
+    first = deploy(world, alpha="a1")
+    world.watch.blind = True
+    outcome = activate(world.host(), world.stage(release_files(alpha="a2")).id, Terms("tester"))
+    assert outcome.outcome == "returned" and "does not report" in outcome.said
+    assert world.live == first and world.serving()["citadel-llm@alpha.service"] == "a1"
+
+
+def test_without_prometheus_nothing_begins_but_the_way_back(world: World) -> None:
+    first = deploy(world, alpha="a1")
+    second = deploy(world, alpha="a2")
+    world.watch.away = True
+    with pytest.raises(RefusedError, match="Prometheus gives no answer"):
+        activate(world.host(), world.stage(release_files(alpha="a3")).id, Terms("tester"))
+    assert world.live == second
+    assert rollback(world.host(), None, Terms("tester")).good
+    assert world.live == first
+
+
+def test_models_that_nobody_uses_yet_load_side_by_side(world: World) -> None:
+    deploy(world, alpha="a1")
+    world.systemd.acts.clear()
+    deploy(world, alpha="a2", beta="b1", gamma="c1")
+    models = [act for act in world.systemd.acts if "citadel-llm@" in act]
+    beta, gamma = "citadel-llm@beta.service", "citadel-llm@gamma.service"
+    assert models[:2] == [f"restart {beta}", f"restart {gamma}"]  # asked for, and not awaited
+    assert models[2:] == ["restart citadel-llm@alpha.service", f"start {beta}", f"start {gamma}"]
+
+
+def test_one_of_several_new_models_that_dies_is_not_started_again(world: World) -> None:
+    first = deploy(world, alpha="a1")
+    world.systemd.crash = {"c1"}
+    manifest = world.stage(release_files(alpha="a1", beta="b1", gamma="c1"))
+    outcome = activate(world.host(), manifest.id, Terms("tester"))
+    assert outcome.outcome == "returned" and "last words of citadel-llm@gamma" in outcome.said
+    assert world.live == first and set(world.serving()) == {"citadel-llm@alpha.service", "gateway"}
+    assert world.systemd.acts.count("restart citadel-llm@gamma.service") == 1
+    assert "start citadel-llm@gamma.service" not in world.systemd.acts
+
+
 def test_only_what_differs_is_touched(world: World) -> None:
     deploy(world, alpha="a1", beta="b1")
     world.systemd.acts.clear()

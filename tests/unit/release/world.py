@@ -154,6 +154,22 @@ class SimulatedGate:
         return True
 
 
+class SimulatedWatch:
+    """Sees everything, unless told not to."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.blind = False
+
+    def objections(self, manifest: Manifest) -> list[str]:
+        return ["Prometheus gives no answer"] if self.away else []
+
+    def prove(self, manifest: Manifest) -> list[dict[str, Any]]:
+        if self.blind or self.away:
+            raise FailedError("Prometheus does not report it as up")
+        return [{"unit": "prometheus", "answer": "up"}]
+
+
 class World:
     def __init__(self, root: Path) -> None:
         self.layout = Layout(root)
@@ -162,13 +178,21 @@ class World:
         self.systemd = SimulatedSystemd(self.layout)
         self.proofs = SimulatedProofs(self.systemd)
         self.gate = SimulatedGate()
+        self.watch = SimulatedWatch()
         self.told: list[str] = []
         self.tick = 0
 
     def host(self) -> Host:
         """As a new process sees the host: nothing is remembered but what is on disk and what runs."""
         return Host(
-            self.layout, self.systemd, self.proofs, self.gate, tell=self.told.append, now=self._now, clock=lambda: 0.0
+            self.layout,
+            self.systemd,
+            self.proofs,
+            self.gate,
+            self.watch,
+            tell=self.told.append,
+            now=self._now,
+            clock=lambda: 0.0,
         )
 
     def _now(self) -> str:

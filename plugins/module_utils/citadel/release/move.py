@@ -15,7 +15,7 @@ from .failure import FailedError
 from .host import Host
 from .links import dismantle, our_links, switch
 from .manifest import Manifest
-from .plan import Action, Plan, plan
+from .plan import LOAD, Action, Plan, plan
 from .services import Service
 from .survey import Live, gateways, present_gateways, runs
 
@@ -24,25 +24,32 @@ RECOVERY = "citadel-recover.service"
 KEEPER = "citadel-gateway.service"  # what the listening sockets would wake
 
 
-def move(host: Host, manifest: Manifest) -> Proof:
-    """Bring up the release and prove every service of it."""
+def move(host: Host, manifest: Manifest, watched: bool = False) -> Proof:
+    """Bring up the release and prove every service of it; and that it is watched, if that is asked for."""
     live = host.survey()
     todo = plan(manifest, live)
     with step(host, "switch"):
         switch(host.layout, manifest, keep=present_gateways(host.systemd))
         host.systemd.reload()
     _let_go_of_failed_gateways(host, manifest, live)
+    loading = host.clock()
+    if todo.together:
+        with step(host, LOAD):
+            for unit in todo.together:
+                host.systemd.restart(unit, wait=False)
     proof: Proof = []
     for action in todo.actions:
         if action.verb in {"start", "restart", "replace"}:
             with step(host, f"{action.verb} {action.unit}"):
-                proof.append(_bring_up(host, manifest, action, todo))
+                proof.append(_bring_up(host, manifest, action, todo, loading))
     with step(host, "prove"):
         # Doors that an interrupted run left shut.
         for service in manifest.wanted():
             if service.kind == "model":
                 host.gate.open(service.name)
         proof += _end_to_end(host, manifest)
+        if watched:
+            proof += host.watch.prove(manifest)
     return proof
 
 
@@ -100,13 +107,13 @@ def _let_go_of_failed_gateways(host: Host, manifest: Manifest, live: Live) -> No
                 host.systemd.stop(unit, wait=False)
 
 
-def _bring_up(host: Host, manifest: Manifest, action: Action, todo: Plan) -> dict[str, Any]:
+def _bring_up(host: Host, manifest: Manifest, action: Action, todo: Plan, loading: float) -> dict[str, Any]:
     service = next(service for service in manifest.wanted() if service.unit == action.unit)
-    begun = host.clock()
+    begun = loading if service.unit in todo.together else host.clock()
     if service.kind == "gateway":
         proof = _gateway(host, manifest, service, todo)
     elif service.kind == "model":
-        proof = _model(host, service)
+        proof = _model(host, service, loads=service.unit in todo.together)
     else:
         host.systemd.restart(service.unit, wait=True)
         proof = _started(host, service)
@@ -114,11 +121,14 @@ def _bring_up(host: Host, manifest: Manifest, action: Action, todo: Plan) -> dic
     return {"unit": service.unit, **proof}
 
 
-def _model(host: Host, service: Service) -> dict[str, Any]:
+def _model(host: Host, service: Service, loads: bool) -> dict[str, Any]:
     """Requests wait in the gateway while their model is away, and meet it again only when it is proven."""
     # Without a gateway behind it, systemd's socket would take the question and never answer.
     shut = bool(gateways(host.survey().processes)) and host.gate.shut(service.name)
-    host.systemd.restart(service.unit, wait=True)
+    if not loads:
+        host.systemd.restart(service.unit, wait=True)
+    elif not host.systemd.show(service.unit).given_up:
+        host.systemd.start(service.unit, wait=True)  # was asked for with the others, and is only awaited here
     started = _started(host, service)
     proof = host.prober.model(service)
     if shut:

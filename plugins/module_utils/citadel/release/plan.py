@@ -14,6 +14,9 @@ from .survey import Live, gateways, runs
 GUESS = {"model": 120.0, "gateway": 5.0, "other": 2.0}
 
 
+LOAD = "load models that nobody uses yet"
+
+
 @dataclass(frozen=True)
 class Action:
     verb: str  # start, restart, replace, stop, keep
@@ -48,13 +51,24 @@ class Plan:
         return self.release != self.previous or bool(self.acts)
 
     @property
+    def together(self) -> tuple[str, ...]:
+        """Models that nobody is served by yet load side by side; what serves is taken away one at a time."""
+        return tuple(action.unit for action in self.acts if action.verb == "start" and action.kind == "model")
+
+    @property
     def seconds(self) -> float:
-        return sum(action.seconds for action in self.acts)
+        together = max((action.seconds for action in self.acts if action.unit in self.together), default=0.0)
+        return together + sum(action.seconds for action in self.acts if action.unit not in self.together)
 
     @property
     def steps(self) -> list[str]:
         """The steps that its execution writes into the journal until everything is proven."""
-        return ["switch", *(f"{act.verb} {act.unit}" for act in self.acts if act.verb != "stop"), "prove"]
+        load = [LOAD] if self.together else []
+        return ["switch", *load, *(f"{act.verb} {act.unit}" for act in self.acts if act.verb != "stop"), "prove"]
+
+    @property
+    def _manner(self) -> str:
+        return "new models together, what serves one at a time" if len(self.together) > 1 else "one at a time"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,7 +90,7 @@ class Plan:
         lines += [f"  moved   {entry}" for entry in self.moved]
         lines += [f"  reopen  {unit}: connections are refused for a moment" for unit in self.sockets]
         lines += [f"  {action.sentence()}" for action in self.actions]
-        lines.append(f"  {len(self.acts)} services touched, about {self.seconds:.0f} s, one at a time.")
+        lines.append(f"  {len(self.acts)} services touched, about {self.seconds:.0f} s, {self._manner}.")
         return lines
 
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..placement import gib
 from .diff import differences
 from .failure import RefusedError
 from .files import write, write_json
@@ -36,6 +37,7 @@ def evidence(layout: Layout, told: dict[str, Any]) -> dict[str, Any]:
         "plan": plan.lines() if plan else [],
         "steps": told["steps"],
         "proof": told["proof"],
+        "memory": told["memory"],
         "diff": _diff(layout, manifest, plan) if plan else "",
         "host": {"name": platform.node(), "kernel": platform.release(), "python": platform.python_version()},
         "sizes": {
@@ -104,6 +106,15 @@ def markdown(found: dict[str, Any]) -> str:
         "| service | asked | answer | seconds |",
         "|---|---|---|---|",
         *_proofs(found["proof"]),
+        "",
+        "## Memory",
+        "",
+        "| model | planned | in use | off by |",
+        "|---|---|---|---|",
+        *(
+            f"| {use['model']} | {gib(use['planned'])} | {gib(use['used'])} | {use['off']:+.0%} |"
+            for use in found["memory"]
+        ),
         "",
         "## What changed in the rendered files",
         "",

@@ -17,6 +17,7 @@ from .host import Host
 from .journal import Story, free_reserve, read_story
 from .lock import locked
 from .manifest import NAME, Manifest, read_manifest
+from .memory import compare
 from .move import clear, line_up, move, settle
 from .plan import plan
 from .report import write_report
@@ -39,6 +40,7 @@ class Outcome:
     plan: dict[str, Any] = field(default_factory=dict)
     proof: list[dict[str, Any]] = field(default_factory=list)
     recovered: str = ""
+    memory: list[dict[str, Any]] = field(default_factory=list)
     report: str = ""
     collected: list[str] = field(default_factory=list)
 
@@ -61,7 +63,7 @@ class Terms:
 
 def activate(host: Host, release: str, terms: Terms) -> Outcome:
     with locked(host.layout, f"the activation of {release}", terms.who, host.now()):
-        return Transaction(host).run(release, terms)
+        return Transaction(host).run(release, terms, watched=True)
 
 
 def rollback(host: Host, to: str | None, terms: Terms) -> Outcome:
@@ -99,11 +101,12 @@ class Transaction:
         self.recovered = self._recover()
         self._begun = host.clock()
 
-    def run(self, release: str, terms: Terms) -> Outcome:
+    def run(self, release: str, terms: Terms, watched: bool = False) -> Outcome:
         host = self._host
         manifest = self._admit(release, terms.force)
         live = host.survey()
         objections = host.check(host.layout, host.systemd, manifest, live)
+        objections += host.watch.objections(manifest) if watched else []
         if objections:
             raise RefusedError(f"Release {release} cannot be activated:\n  " + "\n  ".join(objections))
         todo = plan(manifest, live)
@@ -121,7 +124,7 @@ class Transaction:
             plan=todo.as_dict(),
         )
         try:
-            host.journal.write("proven", proof=move(host, manifest))
+            host.journal.write("proven", proof=move(host, manifest, watched))
         except Exception as failure:
             return self._return(str(failure) or type(failure).__name__, BAD)
         outcome = self._commit(COMMITTED)
@@ -238,12 +241,26 @@ class Transaction:
             plan=story.plan,
             proof=story.proof,
             recovered=self._found,
+            memory=self._memory(story.target) if outcome == COMMITTED else [],
         )
         host.journal.write("end", outcome=outcome, said=said, at=host.now())
         host.journal.close(_name(story))
         host.tell(said)
         told = {**ended.as_dict(), "who": story.who, "began": story.began, "ended": host.now()}
         return replace(ended, report=write_report(host.layout, _name(story), told))
+
+    def _memory(self, release: str) -> list[dict[str, Any]]:
+        """All is proven by now, and not knowing this is no reason to fail."""
+        host = self._host
+        try:
+            found = compare(host.layout, read_manifest(host.layout.release(release)))
+        except (OSError, RefusedError) as error:
+            host.tell(f"The memory in use could not be read: {error}")
+            return []
+        for use in found:
+            if use.note:
+                host.tell(use.note)
+        return [use.as_dict() for use in found]
 
     def _story(self) -> Story:
         return read_story(self._host.layout) or Story()

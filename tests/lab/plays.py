@@ -1,0 +1,54 @@
+"""The product's playbooks, run on the lab as whoever keeps the estate runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from typing import Any
+
+from testinfra.host import Host
+
+from lab.settings import ROOT
+
+JOURNAL = "/opt/citadel/state/transaction.jsonl"
+
+
+def begin(playbook: str, **variables: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        ["ansible-playbook", playbook, "-i", "inventory/lab", "--extra-vars", json.dumps(variables)],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def play(playbook: str, **variables: Any) -> None:
+    told, status = tried(playbook, **variables)
+    assert status == 0, told[-4000:]
+
+
+def tried(playbook: str, **variables: Any) -> tuple[str, int]:
+    process = begin(playbook, **variables)
+    told, _ = process.communicate()
+    return told, process.returncode
+
+
+def live(llm: Host) -> str:
+    return str(llm.check_output("basename $(readlink /opt/citadel/current)"))
+
+
+def restarts(llm: Host, *models: str) -> dict[str, str]:
+    """The processes of these models: the same numbers later mean that nobody touched them."""
+    return {name: llm.check_output("systemctl show citadel-llm@%s --property=MainPID", name) for name in models}
+
+
+def step(llm: Host) -> str:
+    """What the open transaction is at, as its journal says."""
+    lines = llm.run(f"cat {JOURNAL}").stdout.splitlines()
+    steps = [event["name"] for event in map(json.loads, lines) if event["event"] == "step"]
+    return str(steps[-1]) if steps else ""
