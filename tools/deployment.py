@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.error
@@ -20,6 +21,7 @@ from tools.phases import ROOT, Failure, Journal, say
 
 ENVIRONMENTS = ("lab", "citadel")
 GATEWAY_PORT = 8000
+FOR_PEOPLE = re.compile(r"""\s*(?:msg: (?P<quote>['"]))?\| (?P<said>.*?)(?(quote)(?P=quote))$""")
 # the documents' own check, to the letter: no model named, no key
 QUESTION = {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 24}
 
@@ -76,8 +78,9 @@ def playbook(journal: Journal, name: str, path: str, *options: str, show_message
 
 
 def for_people(line: str) -> str | None:
-    """Roles put a bar before the lines that they write for whoever deploys."""
-    return line.lstrip()[2:] if line.lstrip().startswith("| ") else None
+    """Roles put a bar before the lines that they write for whoever deploys; a single line stands in quotes."""
+    found = FOR_PEOPLE.match(line.rstrip())
+    return found["said"] if found else None
 
 
 def require_lab(lab: Lab | None = None) -> None:

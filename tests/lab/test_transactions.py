@@ -98,9 +98,9 @@ def test_power_cut_while_a_model_restarts(
     controller = begin("site.yml", **changes(**{"max-logprobs": 6}))
     at(controller, llm, RESTART)
     pull_the_plug(lab)
+    assert up(lab)
     controller.communicate()
     assert controller.returncode != 0
-    assert up(lab)
     subprocess.run(
         ["ssh", "-F", lab.directory / "ssh_config", "-O", "exit", "llm-01"], check=False, capture_output=True
     )

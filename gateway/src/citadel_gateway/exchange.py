@@ -142,11 +142,18 @@ class Exchange:
         await send({"type": "http.response.body", "body": body})
         self.write_blocked = 0.0
 
-    async def pass_on(self, send: Send, data: bytes) -> None:
-        """A piece of a stream, the short way if there is one and the client reads."""
+    def pass_at_once(self, data: bytes) -> bool:
+        """A piece of a stream the short way, if there is one and the client reads."""
+        if self.write is None or not self.write(data):
+            return False
         self.bytes_out += len(data)
-        if self.write is not None and self.write(data):
+        return True
+
+    async def pass_on(self, send: Send, data: bytes) -> None:
+        """A piece of a stream, however slowly the client reads."""
+        if self.pass_at_once(data):
             return
+        self.bytes_out += len(data)
         self.write_blocked = time.monotonic()
         await send({"type": "http.response.body", "body": data, "more_body": True})
         self.write_blocked = 0.0

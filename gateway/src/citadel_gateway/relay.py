@@ -170,13 +170,18 @@ async def _stream(exchange: Exchange, connection: Connection, client: Client) ->
     exchange.status = 200
     try:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        while True:
-            if data:
-                await exchange.pass_on(send, data)
-            part = await connection.read()
-            if not part:
-                break
+        await exchange.pass_on(send, data)
+        late: list[bytes] = []
+
+        def take(part: bytes) -> bool:
             data = events.feed(part)
+            if not data or exchange.pass_at_once(data):
+                return True
+            late.append(data)
+            return False
+
+        while not await connection.pour(take):
+            await exchange.pass_on(send, late.pop())
         _check_end(events)
         if events.failed:
             exchange.error_code = "upstream_error_event"

@@ -11,6 +11,7 @@ import asyncio
 import errno
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Literal
 
 import httptools
@@ -19,6 +20,7 @@ _HIGH_WATER = 256 * 1024
 _MAX_HEADERS = 64 * 1024
 _MAX_IDLE = 512
 
+Sink = Callable[[bytes], bool]  # takes a piece of a body; False if it was one too many for now
 Kind = Literal["refused", "unreachable", "reset", "timeout", "protocol", "local", "too_large"]
 _LOCAL_ERRORS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL))
 
@@ -41,6 +43,7 @@ class Connection(asyncio.Protocol):
         "_length_known",
         "_parser",
         "_paused",
+        "_sink",
         "_timer",
         "_waiter",
         "busy",
@@ -76,6 +79,7 @@ class Connection(asyncio.Protocol):
         self.size = 0
         self._error: UpstreamError | None = None
         self._paused = False
+        self._sink: Sink | None = None
         self._header_bytes = 0
         self._length_known = False
 
@@ -124,6 +128,11 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def on_body(self, body: bytes) -> None:
+        if self._sink is not None:
+            if not self._sink(body):
+                self._sink = None
+                self._wake()
+            return
         self.chunks.append(body)
         self.size += len(body)
         if self.size > _HIGH_WATER and not self._paused and self.transport is not None:
@@ -161,6 +170,29 @@ class Connection(asyncio.Protocol):
             if self._error is not None:
                 raise self._error
             await self._wait()
+        return self._take()
+
+    async def pour(self, sink: Sink) -> bool:
+        """Give the rest of the body to `sink`, each piece in the very turn of the loop in which it arrives: what waits
+        for it need not be woken for every token. False when the sink could not take on more, True at the end."""
+        while True:
+            if self.chunks:
+                if not sink(self._take()):
+                    return False
+                continue
+            if self.complete:
+                return True
+            if self._error is not None:
+                raise self._error
+            self._sink = sink
+            try:
+                await self._wait()
+                if self._sink is None:
+                    return False
+            finally:
+                self._sink = None
+
+    def _take(self) -> bytes:
         chunks = self.chunks
         data = chunks.popleft() if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()

@@ -89,3 +89,18 @@ def test_ending_a_phase_ends_what_it_started(monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_what_pytest_says_at_its_end_is_shown(line: str, verdict: str | None) -> None:
     assert testing.verdict(line) == verdict
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("    | Release 0002 is live.", "Release 0002 is live."),
+        # how Ansible writes a message of one line
+        ("    msg: '| Release 0002 is live, nothing to do.'", "Release 0002 is live, nothing to do."),
+        ('    msg: "| It\'s live."', "It's live."),
+        ("    msg: |-", None),
+        ("ok: [llm-01]", None),
+    ],
+)
+def test_what_roles_say_to_people_is_shown(line: str, said: str | None) -> None:
+    assert for_people(line) == said
