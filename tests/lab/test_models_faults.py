@@ -43,15 +43,13 @@ def answers(llm: Host, model: str) -> bool:
 
 
 def processes(llm: Host, model: str) -> dict[str, int]:
-    """The three kinds of processes of a service, by what they call themselves."""
+    """The two kinds of processes of a service, by what they call themselves."""
     listing = llm.run(f"grep --files-with-matches --fixed-strings '{unit(model)}' /proc/[0-9]*/cgroup").stdout
     found = {}
     for pid in re.findall(r"/proc/(\d+)/", listing):
         name = llm.run(f"cat /proc/{pid}/comm").stdout.strip()
         if name.startswith("VLLM::Engine"):
             found["engine"] = int(pid)
-        elif name.startswith("VLLM::Worker"):
-            found["worker"] = int(pid)
     found["api"] = int(shown(llm, model, "MainPID"))
     return found
 
@@ -96,14 +94,14 @@ def refused(llm: Host, cursor: str) -> str:
     return sentence
 
 
-@pytest.mark.parametrize("victim", ["engine", "worker", "api"])
+@pytest.mark.parametrize("victim", ["engine", "api"])
 def test_a_killed_process_comes_back_by_itself(llm: Host, victim: str) -> None:
     until(lambda: answers(llm, HURT), f"{HURT} serves")
     restarts = int(shown(llm, HURT, "NRestarts"))
     llm.run(f"kill -KILL {processes(llm, HURT)[victim]}")
     until(lambda: int(shown(llm, HURT, "NRestarts")) > restarts, f"the unit restarts without its {victim}", 60)
     until(lambda: answers(llm, HURT), f"{HURT} serves again")
-    assert len(processes(llm, HURT)) == 3
+    assert len(processes(llm, HURT)) == 2
 
 
 def test_memory_beyond_the_plan_kills_it_alone(llm: Host, cursor: str) -> None:

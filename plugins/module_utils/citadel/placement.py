@@ -49,11 +49,6 @@ class Placed:
     start_seconds: int
 
     @property
-    def threads(self) -> tuple[int, ...]:
-        """One core stays free of compute: the processes that read the queues spin there."""
-        return self.cpus[:-1] or self.cpus
-
-    @property
     def memory_max(self) -> int:
         if self.need.model.memory_gb:
             return round(self.need.model.memory_gb * GB)

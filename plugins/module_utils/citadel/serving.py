@@ -13,6 +13,9 @@ from .placement import Placed
 
 KV_DTYPE = "bfloat16"
 LEAST_CACHE = 1 << 26
+# The engine computes itself, without a worker process. By its class, since vLLM takes the short name `uni` for a
+# mistake on CPUs: OpenMP has to be told its threads before the process starts, which the environment below does.
+EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 # Edges of the documents' targets: vLLM's own buckets have none at 0.75 and 3 seconds.
 LATENCY_BUCKETS = (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 5, 10, 30, 60, 120, 300)
 FIRST_TOKEN_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
@@ -49,6 +52,7 @@ def options(place: Placed, places: Places) -> dict[str, Any]:
         "max-num-queued-reqs": model.concurrent,
         "shutdown-timeout": places.drain,
         "seed": 0,
+        "distributed-executor-backend": EXECUTOR,
         "disable-uvicorn-access-log": True,
         "custom-histogram-buckets": json.dumps(
             {"request_latency": LATENCY_BUCKETS, "time_to_first_token": FIRST_TOKEN_BUCKETS}
@@ -76,7 +80,6 @@ def model_folder(model: Model, variant: str, places: Places) -> str:
 
 def environment(place: Placed, places: Places) -> dict[str, str]:
     cache = f"{places.cache}/vllm/{place.need.instance}"
-    threads = place.threads
     return {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
@@ -84,7 +87,10 @@ def environment(place: Placed, places: Places) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "VLLM_HOST_IP": "127.0.0.1",  # its processes speak to each other over loopback only
         "VLLM_LOGGING_LEVEL": places.log_level,
-        "VLLM_CPU_OMP_THREADS_BIND": format_cpus(threads),
+        # All its cores compute (docs/decisions/025), and lend themselves soon to what else runs on them.
+        "OMP_NUM_THREADS": str(len(place.cpus)),
+        "KMP_BLOCKTIME": "5",
+        "KMP_TPAUSE": "0",
         "VLLM_CACHE_ROOT": cache,
         "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",
         "HOME": cache,
@@ -115,7 +121,6 @@ def instance(place: Placed, places: Places) -> dict[str, Any]:
         "revision": need.model.weights[need.variant].revision,
         "path": chosen["model"],
         "cpus": format_cpus(place.cpus),
-        "threads": format_cpus(place.threads),
         "node": place.node,
         "need_bytes": need.total,
         "memory_max_bytes": place.memory_max,

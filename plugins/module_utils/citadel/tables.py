@@ -22,7 +22,7 @@ def of_plan(host: Host, settings: Settings, placed: Sequence[Placed], notes: Seq
             "",
             *limits(placed),
             "",
-            "tokens/s: the most that the compute cores can read of the weights, for one sequence",
+            "tokens/s: the most that the cores can read of the weights, for one sequence",
             *(f"note: {note}" for note in notes),
         ]
     )
@@ -68,15 +68,15 @@ def bar(amount: float, whole: float) -> str:
 
 
 def limits(placed: Sequence[Placed]) -> Iterator[str]:
-    titles = ("model", "node", "cores", "compute", "MemoryMax", "cache", "start", "tokens/s")
-    yield "{:<16} {:>4} {:<10} {:<10} {:>10} {:>9} {:>6} {:>9}".format(*titles)
+    titles = ("model", "node", "cores", "MemoryMax", "cache", "start", "tokens/s")
+    yield "{:<16} {:>4} {:<10} {:>10} {:>9} {:>6} {:>9}".format(*titles)
     for one in placed:
         yield (
-            f"{one.need.instance:<16} {one.node:>4} {format_cpus(one.cpus):<10} {format_cpus(one.threads):<10} "
+            f"{one.need.instance:<16} {one.node:>4} {format_cpus(one.cpus):<10} "
             f"{gib(one.memory_max):>10} {gib(one.need.cache):>9} {one.start_seconds:>5}s {ceiling(one):>9.1f}"
         )
 
 
 def ceiling(one: Placed) -> float:
     """One token reads all active weights once."""
-    return len(one.threads) * CORE_BYTES_PER_SECOND / one.need.architecture.active_bytes(one.need.variant)
+    return len(one.cpus) * CORE_BYTES_PER_SECOND / one.need.architecture.active_bytes(one.need.variant)

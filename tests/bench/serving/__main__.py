@@ -81,7 +81,7 @@ def tuned(folder: Path, environment: Path, work: Path, port: int, options: Mappi
     config = work / "tuned.yml"
     config.write_text(yaml.safe_dump({**instance["options"], "model": str(folder)}))
     command = ("taskset", "-c", instance["cpus"], *api_server(environment), "--config", str(config))
-    return Server("tuned", command, port, environment=instance["environment"]), len(placed.threads)
+    return Server("tuned", command, port, environment=instance["environment"]), len(placed.cpus)
 
 
 def default_engine() -> dict[str, Any]:
