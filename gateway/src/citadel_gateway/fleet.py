@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 State = Literal["unknown", "loading", "ready", "draining", "failed"]
 _SMOOTHING = 0.2
+_LEAVE = 120.0  # seconds after which one that said that it stops, and did not, is believed again
 
 
 class Average:
@@ -60,6 +61,7 @@ class Replica:
         self.good_probes = 0
         self.bad_probes = 0
         self.away_since: float | None = None
+        self.leaving_until = 0.0  # its own /health says 200 to its very end
         self.load_times = config.health.load_times
         self.load_seconds = self._last_load() or model.settings.load_seconds
         self.poke = asyncio.Event()  # somebody waits for it: look now
@@ -114,12 +116,24 @@ class Replica:
         """Another moment is another process: it was restarted, whoever did it and however short it was away."""
         if moment and self.started and moment != self.started:
             self.restarts += 1
+            self.leaving_until = 0.0
         self.started = moment or self.started
+
+    @property
+    def leaving(self) -> bool:
+        return time.monotonic() < self.leaving_until
+
+    def leaves(self) -> None:
+        """It takes no more requests and ends those that it has: whatever it says of its health, it is on its way out."""
+        self.good_probes = 0
+        self.leaving_until = time.monotonic() + _LEAVE
+        self.become("loading", "it is stopping and will be back")
 
     def refused(self) -> None:
         """Nothing listens. It was there or may yet come: loading, until its load time has long passed."""
         now = time.monotonic()
         self.good_probes = 0
+        self.leaving_until = 0.0
         if self.away_since is None:
             self.away_since = now
             self.load_seconds = self._last_load() or self.model.settings.load_seconds

@@ -89,6 +89,8 @@ class Prober:
         if replica.state != "ready" and not await self._serves_the_name(replica):
             return
         await self._read_metrics(replica)
+        if replica.leaving:
+            return
         stalled = time.monotonic() - replica.progress_at
         if replica.running > 0 and stalled > self.settings.stalled_after:
             replica.good_probes = 0

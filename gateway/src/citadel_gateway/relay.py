@@ -30,6 +30,8 @@ PATHS = {
     "completions": b"/v1/completions",
     "embeddings": b"/v1/embeddings",
 }
+# vLLM's answer to whoever comes while it ends what it has
+_STOPPING = "after shutdown"
 _TOO_LONG = (
     "maximum context length",
     "context length",
@@ -237,6 +239,10 @@ def _translate(status: int, body: bytes, replica: Replica) -> bytes:
     if status == 429:
         refusal = Refusal(429, "upstream_saturated", message or f"{name} is saturated.", retry_after=1.0)
         raise CallFailed("saturated", refusal, again=True, blame=False)
+    if status >= 500 and _STOPPING in message:
+        replica.leaves()
+        refusal = Refusal(503, "model_not_ready", f"{name} is restarting.", retry_after=replica.model.back_in())
+        raise CallFailed("stopping", refusal, again=True, blame=False, counts=False)
     if status >= 500:
         refusal = Refusal(503, "upstream_error", f"{name} failed with status {status}.", retry_after=1.0)
         raise CallFailed(f"status_{status // 100}xx", refusal, again=True, blame=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import catalogue, remedies, tables
 from .catalogue import CatalogueError, Model
-from .needs import TOLERANCE, Knowledge, Measured, Need, needs_of, needs_of_model
+from .needs import TOLERANCE, Knowledge, Measured, Need, deviation, needs_of, needs_of_model
 from .placement import Placed, Settings, gib, place
 from .topology import GIB, Host
 from .variants import obstacle, runnable
@@ -83,8 +83,8 @@ def differences(models: Sequence[Model], chosen: Mapping[str, str], knowledge: K
     """Where the estimate was wrong."""
     for need in needs_of(models, chosen, replace(knowledge, measured={})):
         memory = knowledge.measured.get(need.instance, Measured()).memory
-        off = memory / need.running - 1
-        if memory and abs(off) > TOLERANCE:
+        off = deviation(memory, need.running, need.cache)
+        if abs(off) > TOLERANCE:
             consequence = "the measured figure counts from now on" if off > 0 else "the limit stays as it is"
             yield (
                 f"{need.instance}: the plan was off by {off:+.0%}, it expected {gib(need.running)} and {gib(memory)} "

@@ -14,7 +14,7 @@ from .catalogue import CatalogueError, Model, Weights
 from .known_models import KNOWN_MODELS
 from .topology import GIB
 
-PROCESSES_BYTES = 2 * GIB  # API process, engine and worker without weights and cache, as measured
+PROCESSES_BYTES = 5 * GIB // 4  # API process and engine without weights and cache, as measured
 ACTIVATIONS_MOST = GIB
 TOLERANCE = 0.10
 OVERHEAD_STEP = GIB // 2
@@ -26,6 +26,14 @@ class Measured:
 
     memory: int = 0
     load_seconds: float = 0.0
+
+
+def deviation(used: int, planned: int, cache: int) -> float:
+    """By how much an estimate was wrong, as a share of it. The cache is given at once and filled by and by, so anything
+    between an empty and a full one is as planned."""
+    if not used or planned - cache <= used <= planned:
+        return 0.0
+    return used / (planned if used > planned else planned - cache) - 1
 
 
 @dataclass(frozen=True)
@@ -73,8 +81,7 @@ class Need:
 
     @property
     def off(self) -> float:
-        """By how much the estimate was wrong, as a share of it."""
-        return self.measured.memory / self.running - 1 if self.measured.memory else 0.0
+        return deviation(self.measured.memory, self.running, self.cache)
 
     def corrected(self) -> Need:
         """With the measured overhead if the estimate was too low. Rounded up, and never down: a figure that

@@ -103,6 +103,7 @@ def environment(place: Placed, places: Places) -> dict[str, str]:
         "CITADEL_NEED_BYTES": str(place.need.total),
         # What a deployment compares with the memory in use.
         "CITADEL_RUNNING_BYTES": str(place.need.running),
+        "CITADEL_CACHE_BYTES": str(place.need.cache),
     }
 
 

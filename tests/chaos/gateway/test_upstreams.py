@@ -42,6 +42,23 @@ class TestBeforeTheFirstByte:
         assert float(answer.headers["x-citadel-queue-ms"]) > 0
         await lab.settled()
 
+    async def test_a_model_that_stops_gets_no_more_requests_and_those_wait(self, lab: Lab) -> None:
+        """Until its streams have ended it says that it is healthy, and answers everybody else with an error."""
+        simulator = lab.simulators["phi"]
+        stopping = {"error": {"message": "cannot schedule new futures after shutdown", "code": 500}}
+        simulator.script.append(Act(status=500, body=json.dumps(stopping).encode()))
+        waiting = asyncio.create_task(lab.chat())
+        await until(lambda: lab.gateway.admission.waiting == 1)
+        probes = simulator.probes
+        await until(lambda: simulator.probes > probes + 2)
+        assert not waiting.done()
+        replica = next(lab.gateway.fleet.replicas())
+        assert (replica.state, replica.breaker.state) == ("loading", "closed")
+        await simulator.stop()
+        await simulator.start()
+        assert (await waiting).status_code == 200
+        await lab.settled()
+
     async def test_it_waits_until_the_deadline_and_then_says_when_to_come_again(self, lab: Lab) -> None:
         await lab.simulators["phi"].stop()
         started = time.monotonic()

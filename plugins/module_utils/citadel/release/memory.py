@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..needs import TOLERANCE
+from ..needs import TOLERANCE, deviation
 from ..observed import memory_in_use
 from ..placement import gib
 from .layout import Layout
@@ -17,11 +17,12 @@ from .services import environment_of
 class Use:
     model: str
     planned: int
+    cache: int  # the part of the plan that fills by and by
     used: int
 
     @property
     def off(self) -> float:
-        return self.used / self.planned - 1
+        return deviation(self.used, self.planned, self.cache)
 
     @property
     def note(self) -> str:
@@ -44,7 +45,8 @@ def compare(layout: Layout, manifest: Manifest) -> list[Use]:
     for service in manifest.wanted():
         if service.kind == "model" and used.get(service.name):
             file = layout.release(manifest.id) / f"config/models/{service.name}.env"
-            planned = environment_of(file.read_text(encoding="utf-8")).get("CITADEL_RUNNING_BYTES", "")
-            if planned.isdigit() and int(planned):
-                found.append(Use(service.name, int(planned), used[service.name]))
+            said = environment_of(file.read_text(encoding="utf-8"))
+            planned, cache = (int(said.get(f"CITADEL_{name}_BYTES", 0)) for name in ("RUNNING", "CACHE"))
+            if planned:
+                found.append(Use(service.name, planned, cache, used[service.name]))
     return found
