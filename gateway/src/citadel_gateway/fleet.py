@@ -124,7 +124,7 @@ class Replica:
         return time.monotonic() < self.leaving_until
 
     def leaves(self) -> None:
-        """It takes no more requests and ends those that it has: whatever it says of its health, it is on its way out."""
+        """It only ends the requests that it has: whatever it says of its health, it is on its way out."""
         self.good_probes = 0
         self.leaving_until = time.monotonic() + _LEAVE
         self.become("loading", "it is stopping and will be back")
