@@ -1,6 +1,6 @@
 # The face of the product. Each verb's work is in tools/, so that it can be read, typed and tested.
 PYTHON ?= python3
-export ENV YES TO FORCE HOST LOCK_PYTHON LAB_PREFIX LAB_NETWORK CITADEL_CACHE PYTHONDONTWRITEBYTECODE = 1
+export ENV YES TO FORCE KEY HOST LOCK_PYTHON LAB_PREFIX LAB_NETWORK CITADEL_CACHE PYTHONDONTWRITEBYTECODE = 1
 .DEFAULT_GOAL := help
 
 .PHONY: help

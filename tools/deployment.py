@@ -125,12 +125,15 @@ def gateway_address() -> str:
 
 def request(url: str, body: dict[str, Any] | None = None, timeout: float = 120) -> tuple[dict[str, str], Any]:
     data = json.dumps(body).encode() if body is not None else None
-    call = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    key = os.environ.get("KEY")
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+    call = urllib.request.Request(url, data, headers)
     try:
         with urllib.request.urlopen(call, timeout=timeout) as answer:
             return {name.lower(): value for name, value in answer.headers.items()}, json.load(answer)
     except urllib.error.HTTPError as error:
-        raise Failure(f"{url} answered {error.code}: {error.read().decode(errors='replace')[:500]}") from None
+        hint = " Say KEY=<an API key> as well." if error.code == 401 and not key else ""
+        raise Failure(f"{url} answered {error.code}: {error.read().decode(errors='replace')[:500]}{hint}") from None
     except (OSError, ValueError) as error:
         raise Failure(
             f"{url} gave no answer ({error}): is the gateway deployed and running? `make status` tells."

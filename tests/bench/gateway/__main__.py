@@ -1,6 +1,6 @@
 """`make bench-gateway`: this gateway beside others, in one run, in front of the same backends.
 
-python -m tests.bench.gateway [--seconds 8] [--only NAME ...] [--churn 600] [--no-report]
+python -m tests.bench.gateway [--seconds 8] [--only [NAME ...]] [--churn 600] [--no-report]
 """
 
 from __future__ import annotations
@@ -189,8 +189,8 @@ def _one(contender: Contender, seconds: float, folder: Path, direct: dict[int, A
     return result
 
 
-def churn(seconds: float, folder: Path) -> dict[str, float]:
-    """Requests and streams without end; what the process holds must not grow."""
+def churn(seconds: float, folder: Path) -> list[float]:
+    """Requests and streams without end; what the process holds must not grow. Megabytes, in the order of time."""
     with Running(CONTENDERS[report.OURS], folder, STREAMS) as running:
         samples = []
         deadline = time.monotonic() + seconds
@@ -198,14 +198,13 @@ def churn(seconds: float, folder: Path) -> dict[str, float]:
             load(PORT, 1024, 32, running.headers, min(5.0, seconds / 10))
             streams.measure(PORT, 100, running.headers)
             samples.append(running.memory())
-    early = samples[len(samples) // 5]
-    return {"seconds": seconds, "before": early, "after": samples[-1]}
+    return samples
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=8.0, help="for each point of whole answers")
-    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--only", nargs="*", choices=list(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--churn", type=float, default=0.0, help="seconds of churn for the memory's slope")
     parser.add_argument("--no-report", action="store_true", help="print only")
     arguments = parser.parse_args()
@@ -213,26 +212,34 @@ def main() -> int:
     average = f"{os.getloadavg()[0]:.2f}"
     try:
         with backends(folder):
-            results, missing = compare(arguments.only, arguments.seconds, folder)
-            settings: dict[str, Any] = {
-                "seconds": arguments.seconds,
-                "points": POINTS,
-                "streams": COUNTS,
-                "chunks": streams.CHUNKS,
-                "missing": missing,
-                "load": average,
-            }
+            if arguments.only:
+                results, missing = compare(arguments.only, arguments.seconds, folder)
+                settings: dict[str, Any] = {
+                    "seconds": arguments.seconds,
+                    "points": POINTS,
+                    "streams": COUNTS,
+                    "chunks": streams.CHUNKS,
+                    "missing": missing,
+                    "load": average,
+                }
+                tell("gateway", report.section(results, settings), write=not arguments.no_report)
+                if not arguments.no_report:
+                    report.draw(results)
             if arguments.churn:
-                settings["churn"] = churn(arguments.churn, folder / "churn")
+                samples = churn(arguments.churn, folder / "churn")
+                tell("churn", report.churn(samples, arguments.churn), write=not arguments.no_report)
     except Missing as error:
         print(error, file=sys.stderr)
         return 2
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(report.section(results, settings))
-    if not arguments.no_report:
-        report.write(results, settings)
     return 0
+
+
+def tell(mark: str, section: str, *, write: bool) -> None:
+    print(section)
+    if write:
+        report.write(mark, section)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from typing import Any
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "benchmarks.md"
 PICTURE = ROOT / "docs" / "benchmarks" / "gateway.svg"
-BEGIN, END = "<!-- gateway: begin -->", "<!-- gateway: end -->"
 OURS = "citadel-gateway"
 
 
@@ -22,6 +21,10 @@ def machine() -> str:
             model = line.split(":", 1)[1].strip()
             break
     return f"{model}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
+
+
+def today() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -35,9 +38,8 @@ def percentile(values: list[float], part: float) -> float:
 
 def section(results: dict[str, Any], settings: dict[str, Any]) -> str:
     lines: list[str] = []
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     lines.append(
-        f"{date}, {machine()}. One core for each gateway, the other one for the backend and the load; load average "
+        f"{today()}, {machine()}. One core for each gateway, the other one for the backend and the load; load average "
         f"before: {settings['load']}. Everything is of one run (`make bench-gateway`), each figure the best of three "
         f"tries of {settings['seconds'] / 3:.0f} s, so the ratios within it say more than the figures. citadel-gateway "
         "ran with keys, limits, metrics, access and audit log on; the others with their makers' settings, "
@@ -81,16 +83,19 @@ def section(results: dict[str, Any], settings: dict[str, Any]) -> str:
         if name != "none"
     ]
     lines += table(["", "cold start to the first 200", "resident at rest", "after the load"], rows)
-    churn = settings.get("churn")
-    if churn:
-        lines += [
-            "",
-            f"Churn of citadel-gateway, {churn['seconds']:.0f} s of requests and streams: "
-            f"{churn['before']:.1f} MB after the first fifth, {churn['after']:.1f} MB at the end.",
-        ]
     for name, reason in settings["missing"].items():
         lines += ["", f"Not measured: {name} ({reason})."]
     return "\n".join(lines)
+
+
+def churn(samples: list[float], seconds: float) -> str:
+    """The first fifth is left out: caches fill."""
+    early, late = samples[len(samples) // 5], samples[-1]
+    return (
+        f"{today()}, {machine()}. Churn of citadel-gateway, {seconds:.0f} s of requests and streams "
+        f"(`python -m tests.bench.gateway --only --churn {seconds:.0f}`): {early:.1f} MB resident after the first "
+        f"fifth, {late:.1f} MB at the end, {max(samples):.1f} MB at most."
+    )
 
 
 def _ratios(results: dict[str, Any]) -> list[str]:
@@ -130,12 +135,17 @@ def picture(results: dict[str, Any]) -> str:
     return "\n".join([*lines, "</svg>", ""])
 
 
-def write(results: dict[str, Any], settings: dict[str, Any]) -> None:
+def draw(results: dict[str, Any]) -> None:
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     PICTURE.write_text(picture(results))
+
+
+def write(mark: str, section: str) -> None:
+    """Between the page's marks of this name."""
+    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
     text = PAGE.read_text() if PAGE.exists() else "# Benchmarks\n"
-    if BEGIN not in text:
-        text = f"{text.rstrip()}\n\n{BEGIN}\n{END}\n"
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{section(results, settings)}\n{END}{after}")
+    if begin not in text:
+        text = f"{text.rstrip()}\n\n{begin}\n{end}\n"
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    PAGE.write_text(f"{before}{begin}\n{section}\n{end}{after}")

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tools.__main__ import VERBS
+from tools.deployment import request
+from tools.phases import Failure
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -71,3 +75,30 @@ def test_every_verb_that_the_documents_name_is_there() -> None:
         text = document.read_text()
         named = re.findall(r"(?:^    |`)make ([a-z][a-z-]*)", text, re.MULTILINE)
         assert set(named) <= known, f"{document.name} names verbs that are not there"
+
+
+class Production(BaseHTTPRequestHandler):
+    """A gateway that knows one key."""
+
+    def do_GET(self) -> None:
+        known = self.headers.get("Authorization") == "Bearer ck_1_right"
+        self.send_response(200 if known else 401)
+        self.end_headers()
+        self.wfile.write(b'{"status": "healthy"}')
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_gateway_that_wants_a_key_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Production)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+    url = f"http://127.0.0.1:{server.server_port}/health"
+    try:
+        with pytest.raises(Failure, match=r"answered 401.*Say KEY=<an API key> as well"):
+            request(url)
+        monkeypatch.setenv("KEY", "ck_1_right")
+        assert request(url)[1] == {"status": "healthy"}
+    finally:
+        server.shutdown()
+        server.server_close()
