@@ -157,7 +157,8 @@ class SimulatedGate:
 class SimulatedWatch:
     """Sees everything, unless told not to."""
 
-    def __init__(self) -> None:
+    def __init__(self, systemd: SimulatedSystemd) -> None:
+        self._systemd = systemd
         self.away = False
         self.blind = False
 
@@ -165,6 +166,7 @@ class SimulatedWatch:
         return ["Prometheus gives no answer"] if self.away else []
 
     def prove(self, manifest: Manifest) -> list[dict[str, Any]]:
+        self._systemd.before("watch")
         if self.blind or self.away:
             raise FailedError("Prometheus does not report it as up")
         return [{"unit": "prometheus", "answer": "up"}]
@@ -178,7 +180,7 @@ class World:
         self.systemd = SimulatedSystemd(self.layout)
         self.proofs = SimulatedProofs(self.systemd)
         self.gate = SimulatedGate()
-        self.watch = SimulatedWatch()
+        self.watch = SimulatedWatch(self.systemd)
         self.told: list[str] = []
         self.tick = 0
 
