@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,9 @@ def trial(server: Server, work: Path, tokens: int, turns: int) -> Result:
 
 def table(results: Mapping[str, Result], active: int, ceiling: float, threads: int) -> str:
     lines = [
-        f"One run on {cpu()}, {os.cpu_count()} cores; a random Mistral of {active / 2e9:.2f} billion parameters in "
-        f"bfloat16, which is {active / 1e9:.2f} GB to read for each token. {threads} compute thread(s) pull "
+        f"{datetime.now(UTC).date()}, one run on {cpu()}, {os.cpu_count()} cores; a random Mistral of "
+        f"{active / 2e9:.2f} billion parameters in bfloat16, which is {active / 1e9:.2f} GB to read for each token. "
+        f"{threads} compute thread(s) pull "
         f"{ceiling / 1e9:.1f} GB/s, so one sequence cannot be faster than {ceiling / active:.1f} tokens/s.",
         "",
         "| | ready, first start | ready again | " + " | ".join(f"{n} client{'s' * (n > 1)}" for n in CLIENTS) + " |",
