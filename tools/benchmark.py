@@ -35,7 +35,15 @@ def gateway() -> None:
     journal = Journal("bench-gateway")
     toolchain.packages(journal, {"haproxy": "haproxy", "nginx": "nginx", "wrk": "wrk"})
     toolchain.python_tools(journal)
-    run = [toolchain.program("python"), "-m", "tests.bench.gateway", "--seconds", "6", "--churn", "600"]
+    run: list[str | Path] = [
+        toolchain.program("python"),
+        "-m",
+        "tests.bench.gateway",
+        "--seconds",
+        "6",
+        "--churn",
+        "600",
+    ]
     journal.phase("measure", run, toolchain.paths(), show=lambda line: line)
     journal.finish()
 
