@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import signal
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -158,6 +161,26 @@ def test_what_cannot_be_is_refused_before_anything_is_touched(
     assert not files
     assert words in said
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_what_still_loads_is_ended_at_once_and_what_serves_may_drain(tiny: Path, tmp_path: Path, listens: bool) -> None:
+    """vLLM does not hear SIGTERM while it loads; the unit's own stop command is run here as systemd runs it."""
+    files, _, _ = render(tiny, tmp_path, {})
+    lines = files["units/citadel-llm@.service"].splitlines()
+    stop = next(line.removeprefix("ExecStop=") for line in lines if line.startswith("ExecStop=")).replace("$$", "$")
+    model = subprocess.Popen(["sleep", "60"])
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as port:
+            address = f"127.0.0.1:{port.getsockname()[1]}"
+            if not listens:
+                port.close()
+            told = {**os.environ, "CITADEL_PORT": address, "MAINPID": str(model.pid)}
+            subprocess.run(shlex.split(stop), env=told, check=True, capture_output=True)
+        assert (model.poll() is None) if listens else (model.wait(10) == -signal.SIGKILL)
+    finally:
+        model.kill()
+        model.wait()
 
 
 def test_the_unit_is_hardened(tiny: Path, tmp_path: Path) -> None:
