@@ -55,8 +55,8 @@ def test_room_is_there_when_it_was_promised() -> None:
 
 def test_everything_is_reserved_or_nothing() -> None:
     limits = Limits(LimitSettings(overall=None, tiers={"default": Tier()}))
-    roomy = limits.meter(("a",), "a", Rates(requests_per_minute=10))
-    tight = limits.meter(("b",), "b", Rates(requests_per_minute=1))
+    roomy = limits.meter(("a",), Rates(requests_per_minute=10))
+    tight = limits.meter(("b",), Rates(requests_per_minute=1))
     limits.reserve([roomy, tight], 1)
     with pytest.raises(Exceeded):
         limits.reserve([roomy, tight], 1)
@@ -66,7 +66,7 @@ def test_everything_is_reserved_or_nothing() -> None:
 
 def test_settling_counts_once() -> None:
     limits = Limits(LimitSettings(tiers={"default": Tier()}))
-    meter = limits.meter(("a",), "a", Rates(requests_per_minute=10, tokens_per_minute=100, concurrent=3))
+    meter = limits.meter(("a",), Rates(requests_per_minute=10, tokens_per_minute=100, concurrent=3))
     reservation = limits.reserve([meter], 50)
     reservation.settle(20)
     reservation.settle(0)
@@ -76,8 +76,8 @@ def test_settling_counts_once() -> None:
 
 def test_who_is_idle_is_forgotten() -> None:
     limits = Limits(LimitSettings(tiers={"default": Tier()}))
-    busy = limits.meter(("busy",), "busy", Rates(concurrent=1))
-    limits.meter(("idle",), "idle", Rates(requests_per_minute=1))
+    busy = limits.meter(("busy",), Rates(concurrent=1))
+    limits.meter(("idle",), Rates(requests_per_minute=1))
     limits.reserve([busy], 0)
     limits.sweep()
     assert len(limits) == 1

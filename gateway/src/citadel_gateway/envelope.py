@@ -139,9 +139,9 @@ def _check_input(data: dict[str, Any], key: str) -> None:
             raise Refusal(400, "invalid_type", "messages must be a list.", param=key)
         if not value:
             raise Refusal(400, "empty_array", "messages must not be empty.", param=key)
-        for index, message in enumerate(value):
+        for message in value:
             if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-                where = f"messages[{index}]"
+                where = f"messages[{value.index(message)}]"
                 raise Refusal(400, "invalid_type", f"{where} must be an object with a role.", param=where)
     elif not isinstance(value, str | list):
         raise Refusal(400, "invalid_type", f"{key} must be a string or a list.", param=key)
@@ -224,7 +224,10 @@ def _longest_text(value: Any) -> int:
         return len(value)
     if isinstance(value, list):
         if value and isinstance(value[0], dict):
-            return sum(_longest_text(item) for item in value)
+            total = 0
+            for item in value:
+                total += _longest_text(item)
+            return total
         return max((_longest_text(item) for item in value), default=0)
     if isinstance(value, dict):
         content = value.get("content", value.get("text"))
@@ -290,12 +293,11 @@ def _rewritten(data: dict[str, Any], model: Model, exchange: Exchange, asked: in
                 **(options or {}),
                 "include_usage": True,
             }
-    # a key that is there with null would win over one put before it
-    changed.update({key: value for key, value in added.items() if key in data})
-    if changed:
-        return orjson.dumps({**data, **added, **changed})
-    if not added:
+    if not added and not changed:
         return body
+    # a key that is there with null would win over one put before it
+    if changed or any(key in data for key in added):
+        return orjson.dumps({**data, **added, **changed})
     start = body.index(b"{") + 1
     return b"".join((orjson.dumps(added)[:-1], b",", memoryview(body)[start:]))
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from citadel_gateway.admission import Permit
     from citadel_gateway.fleet import Model, Replica
     from citadel_gateway.limits import Reservation
+    from citadel_gateway.protocol import Cycle
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -41,6 +42,7 @@ class Exchange:
         "body",
         "bytes_out",
         "cached_tokens",
+        "client",
         "client_deadline",
         "completion_tokens",
         "cut",
@@ -67,7 +69,6 @@ class Exchange:
         "read_blocked",
         "replica",
         "reservation",
-        "respond",
         "retries",
         "session",
         "started",
@@ -77,7 +78,6 @@ class Exchange:
         "task",
         "upstream_started",
         "usage_exact",
-        "write",
         "write_blocked",
     )
 
@@ -90,8 +90,7 @@ class Exchange:
         self.path: str = scope["path"]
         self.endpoint = endpoint
         self.address = address
-        self.respond: Callable[[int, Headers, bytes], bool] | None = scope.get("citadel.respond")
-        self.write: Callable[[bytes], bool] | None = scope.get("citadel.write")
+        self.client: Cycle | None = scope.get("citadel.client")
         self.task: asyncio.Task[Any] | None = None
         self.cut: tuple[int, str, str] | None = None  # why the gateway itself ends this exchange
         # identity
@@ -135,7 +134,7 @@ class Exchange:
         """The whole answer at once: the short way through our own protocol, if it is there and the client reads."""
         self.bytes_out = len(body)
         headers.append((b"content-length", b"%d" % len(body)))
-        if self.respond is not None and self.respond(self.status, headers, body):
+        if self.client is not None and self.client.respond(self.status, headers, body):
             return
         self.write_blocked = time.monotonic()
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
@@ -144,7 +143,7 @@ class Exchange:
 
     def pass_at_once(self, data: bytes) -> bool:
         """A piece of a stream the short way, if there is one and the client reads."""
-        if self.write is None or not self.write(data):
+        if self.client is None or not self.client.write(data):
             return False
         self.bytes_out += len(data)
         return True

@@ -48,7 +48,10 @@ class Replica:
         self.name = settings.name
         self.settings = settings
         host, port = split_address(settings.url.removeprefix("http://"))
-        self.host_header = settings.url.removeprefix("http://").encode()
+        # what is the same in every request to it, and in every answer from it
+        authority = settings.url.removeprefix("http://").encode()
+        self.call_head = b" HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\n" % authority
+        self.answer_headers = [(b"x-citadel-model", model.name.encode()), (b"x-citadel-replica", self.name.encode())]
         self.pool = Pool(host, port, config.server.connect_timeout)
         self.breaker = Breaker(config.breaker)
         self.state: State = "unknown"

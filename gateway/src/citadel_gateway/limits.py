@@ -23,7 +23,7 @@ class Exceeded(Exception):
     """Names the limit, its figure, and when there is room again."""
 
     def __init__(self, scope: str, kind: str, limit: float, retry_after: float) -> None:
-        super().__init__(f"{scope} {kind}")
+        super().__init__(f"{scope}: {kind}")
         self.scope = scope
         self.kind = kind
         self.limit = limit
@@ -40,7 +40,7 @@ class Slice:
 
 
 class Window:
-    __slots__ = ("limit", "name", "slices", "span", "step", "total")
+    __slots__ = ("_until", "limit", "name", "slices", "span", "step", "total")
 
     def __init__(self, name: str, span: float, limit: int) -> None:
         self.name = name
@@ -49,26 +49,31 @@ class Window:
         self.limit = limit
         self.total = 0
         self.slices: deque[Slice] = deque()
+        self._until = 0.0  # where the last slice ends: most of the time there is nothing to slide
 
     def left(self, now: float) -> int:
-        slices = self.slices
-        if slices:
-            oldest = int(now / self.step) - _SLICES
-            while slices and slices[0].index < oldest:
-                gone = slices.popleft()
-                gone.forgotten = True
-                self.total -= gone.count
+        if now >= self._until:
+            self._slide(now)
         return self.limit - self.total
 
     def take(self, amount: int, now: float) -> Slice:
-        index = int(now / self.step)
-        slices = self.slices
-        if not slices or slices[-1].index != index:
-            slices.append(Slice(index))
-        last = slices[-1]
+        if now >= self._until:
+            self._slide(now)
+        last = self.slices[-1]
         last.count += amount
         self.total += amount
         return last
+
+    def _slide(self, now: float) -> None:
+        index = int(now / self.step)
+        slices = self.slices
+        while slices and slices[0].index < index - _SLICES:
+            gone = slices.popleft()
+            gone.forgotten = True
+            self.total -= gone.count
+        if not slices or slices[-1].index != index:
+            slices.append(Slice(index))
+        self._until = (index + 1) * self.step
 
     def give_back(self, amount: int, taken: Slice) -> None:
         if not taken.forgotten:
@@ -147,9 +152,11 @@ class Meter:
             if window.left(now) < 1:
                 raise Exceeded(self.scope, window.name, window.limit, window.room_in(1, now))
         meter = self.tokens
-        # a request larger than the whole window may still go when the window is empty
-        if meter is not None and meter.left(now) < min(tokens, meter.limit):
-            raise Exceeded(self.scope, meter.name, meter.limit, meter.room_in(min(tokens, meter.limit), now))
+        if meter is not None:
+            left = meter.left(now)
+            # a request larger than the whole window may still go when the window is empty
+            if left < tokens and left < meter.limit:
+                raise Exceeded(self.scope, meter.name, meter.limit, meter.room_in(min(tokens, meter.limit), now))
 
     def idle(self, now: float) -> bool:
         return self.active == 0 and all(window.left(now) == window.limit for window in self.windows())
@@ -173,8 +180,7 @@ class Reservation:
         self._tokens: list[tuple[Window, Slice]] = []
         for meter in meters:
             meter.active += 1
-            for window in meter.requests:
-                self._requests.append((window, window.take(1, now)))
+            self._requests += [(window, window.take(1, now)) for window in meter.requests]
             if meter.tokens is not None:
                 self._tokens.append((meter.tokens, meter.tokens.take(tokens, now)))
         if limits.bucket is not None:
@@ -228,12 +234,13 @@ class Limits:
             self.bucket.burst = float(overall.burst)
             self.bucket.level = min(self.bucket.level, self.bucket.burst)
 
-    def meter(self, key: tuple[str, ...], scope: str, rates: Rates, factor: float = 1.0) -> Meter:
+    def meter(self, key: tuple[str, ...], rates: Rates, factor: float = 1.0) -> Meter:
+        """The meter of a key, whose first word says what sort of meter it is."""
         meter = self._meters.get(key)
         if meter is None:
             if len(self._meters) >= _ENTRIES:
                 self._forget_oldest()
-            meter = self._meters[key] = Meter(scope)
+            meter = self._meters[key] = Meter(key[0])
         if meter.rates is not rates or meter.factor != factor:
             meter.apply(rates, factor)
         return meter

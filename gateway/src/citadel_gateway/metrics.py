@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import itertools
+import math
+from bisect import bisect_left
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Counter, Gauge, Info
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from citadel_gateway import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from prometheus_client import Metric
 
@@ -28,38 +33,13 @@ _QUEUE = (0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 STATES = ("unknown", "loading", "ready", "draining", "failed")
 BREAKER_STATES = {"closed": 0, "half_open": 1, "open": 2}
+TOKENS = ("prompt", "completion", "cached")
 UNKNOWN_MODEL = "unknown"
 
 
 class Metrics:
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry(auto_describe=True)
-        self.requests = Counter(
-            "llm_requests_total", "Requests by outcome", ["model", "endpoint", "status"], registry=registry
-        )
-        self.duration = Histogram(
-            "llm_request_duration_seconds",
-            "From the first byte of a request to the last of its answer",
-            ["model", "endpoint"],
-            buckets=_DURATIONS,
-            registry=registry,
-        )
-        self.first_token = Histogram(
-            "llm_time_to_first_token_seconds",
-            "From the request to the first byte of its answer, waiting included",
-            ["model"],
-            buckets=_FIRST_TOKEN,
-            registry=registry,
-        )
-        self.queue_time = Histogram(
-            "llm_queue_time_seconds", "Waiting for admission", ["model"], buckets=_QUEUE, registry=registry
-        )
-        self.tokens = Counter(
-            "llm_tokens_processed_total",
-            "Tokens by type: prompt, completion, cached",
-            ["model", "type"],
-            registry=registry,
-        )
         self.rejections = Counter(
             "llm_rejections_total", "Requests refused by the gateway", ["model", "reason"], registry=registry
         )
@@ -85,50 +65,104 @@ class Metrics:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
-        self._requests: dict[tuple[str, str, int], Counter] = {}
-        self._durations: dict[tuple[str, str], Histogram] = {}
-        self._tokens: dict[str, tuple[Counter, Counter, Counter]] = {}
-        self._latencies: dict[str, tuple[Histogram, Histogram]] = {}
-
-    # children are looked up once: `labels` costs more than what it leads to
-
-    def count_request(self, model: str, endpoint: str, status: int, seconds: float) -> None:
-        key = (model, endpoint, status)
-        counter = self._requests.get(key)
-        if counter is None:
-            counter = self._requests[key] = self.requests.labels(model, endpoint, str(status))
-            self._durations[model, endpoint] = self.duration.labels(model, endpoint)
-        counter.inc()
-        self._durations[model, endpoint].observe(seconds)
-
-    def count_work(self, model: str, queued: float, first: float | None, tokens: tuple[int, int, int]) -> None:
-        found = self._tokens.get(model)
-        if found is None:
-            found = self._tokens[model] = (
-                self.tokens.labels(model, "prompt"),
-                self.tokens.labels(model, "completion"),
-                self.tokens.labels(model, "cached"),
-            )
-            self._latencies[model] = self.queue_time.labels(model), self.first_token.labels(model)
-        queue_time, first_token = self._latencies[model]
-        queue_time.observe(queued)
-        if first is not None:
-            first_token.observe(first)
-        for counter, count in zip(found, tokens, strict=True):
-            if count:
-                counter.inc(count)
+        self.work = Work()
+        registry.register(self.work)
 
     def prepare(self, config: Config) -> None:
         """Series that exist before the first event, so that a rate over them is true from the start."""
         for name, model in config.models.items():
-            for endpoint in model.endpoints:
-                self.requests.labels(name, endpoint, "200")
-            for kind in ("prompt", "completion", "cached"):
-                self.tokens.labels(name, kind)
+            self.work.prepare(name, model.endpoints)
             self.cache_hits.labels(name)
             self.retries.labels(name)
-            self.queue_time.labels(name)
-            self.first_token.labels(name)
+
+
+class Distribution:
+    """A histogram as plain numbers."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        edges = [floatToGoString(bound) for bound in (*self.bounds, math.inf)]  # type: ignore[no-untyped-call]
+        return list(zip(edges, itertools.accumulate(self.counts), strict=True))
+
+
+class Work(Collector):
+    """What every request counts. One thread does it, so that numbers will do: prometheus_client's own take a lock for
+    each of them, and walk through the buckets."""
+
+    def __init__(self) -> None:
+        self._requests: defaultdict[tuple[str, str, int], int] = defaultdict(int)
+        self._tokens: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self._durations = defaultdict[tuple[str, str], Distribution](lambda: Distribution(_DURATIONS))
+        self._first = defaultdict[str, Distribution](lambda: Distribution(_FIRST_TOKEN))
+        self._queued = defaultdict[str, Distribution](lambda: Distribution(_QUEUE))
+
+    def prepare(self, model: str, endpoints: Iterable[str]) -> None:
+        for endpoint in endpoints:
+            self._requests[model, endpoint, 200] += 0
+        for kind in TOKENS:
+            self._tokens[model, kind] += 0
+        for distributions in (self._queued, self._first):
+            distributions[model]  # to ask for one is to make it
+
+    def request(self, model: str, endpoint: str, status: int, seconds: float) -> None:
+        self._requests[model, endpoint, status] += 1
+        self._durations[model, endpoint].observe(seconds)
+
+    def call(self, model: str, queued: float, first: float | None, tokens: tuple[int, int, int]) -> None:
+        self._queued[model].observe(queued)
+        if first is not None:
+            self._first[model].observe(first)
+        counts = self._tokens
+        for kind, count in zip(TOKENS, tokens, strict=True):
+            if count:
+                counts[model, kind] += count
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily("llm_requests", "Requests by outcome", labels=["model", "endpoint", "status"])
+        for (model, endpoint, status), count in self._requests.items():
+            requests.add_metric([model, endpoint, str(status)], count)
+        yield requests
+        tokens = CounterMetricFamily(
+            "llm_tokens_processed", f"Tokens by type: {', '.join(TOKENS)}", labels=["model", "type"]
+        )
+        for (model, kind), count in self._tokens.items():
+            tokens.add_metric([model, kind], count)
+        yield tokens
+        found: tuple[tuple[str, str, list[str], dict[Any, Distribution]], ...] = (
+            (
+                "llm_request_duration_seconds",
+                "From the first byte of a request to the last of its answer",
+                ["model", "endpoint"],
+                self._durations,
+            ),
+            (
+                "llm_time_to_first_token_seconds",
+                "From the request to the first byte of its answer, waiting included",
+                ["model"],
+                self._first,
+            ),
+            ("llm_queue_time_seconds", "Waiting for admission", ["model"], self._queued),
+        )
+        for name, text, labels, distributions in found:
+            family = HistogramMetricFamily(name, text, labels=labels)
+            for values, distribution in distributions.items():
+                family.add_metric(
+                    [values] if isinstance(values, str) else values, distribution.buckets(), distribution.sum
+                )
+            yield family
 
 
 class Now(Collector):

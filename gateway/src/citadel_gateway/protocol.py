@@ -1,4 +1,7 @@
-"""uvicorn's HTTP protocol with what a public server needs besides: bounds, patience, and news of who left.
+"""HTTP/1.1 with clients, for uvicorn's server; the applications see ASGI.
+
+uvicorn's own protocol does for every request what a public port needs once a connection or never; this one does less,
+and more where it matters:
 
 - a client that leaves cancels the task that serves it, at once and whether it streams or not;
 - headers are bounded in size and time, connections in number; the client is told in OpenAI's shape;
@@ -9,174 +12,510 @@
 from __future__ import annotations
 
 import asyncio
+import http
+import re
 import socket
-from functools import partial
+from collections import deque
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+import httptools
 
 from citadel_gateway.errors import error_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from uvicorn.server import ServerState
+
     from citadel_gateway.config import Server
-    from citadel_gateway.exchange import Headers
+    from citadel_gateway.exchange import Headers, Message, Scope
+
+    App = Callable[[Scope, Callable[[], Any], Callable[[Message], Any]], Any]
 
 _LINGER = 1.0
-_REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+_HIGH_WATER = 64 * 1024  # of a body that nobody has asked for yet
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
+}
+_NO_BODY = (204, 304)
+_UNFIT = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
+_ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
-def protocol_class(settings: Callable[[], Server], open_connections: set[Any]) -> type[HttpToolsProtocol]:
-    """The class for one listener; `settings` is asked anew for each connection, so that a reload counts."""
+class _HeadTooLarge(ValueError):
+    pass
 
-    class Protocol(HttpToolsProtocol):
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._settings = settings()
-            self._task: asyncio.Task[Any] | None = None
-            self._head_bytes = 0
-            self._head_done = False
-            self._draining = False
-            self._head_timer: asyncio.TimerHandle | None = None
-            self._linger: asyncio.TimerHandle | None = None
-            self.timeout_keep_alive = int(self._settings.keep_alive)
-            open_connections.add(self)
-            if len(open_connections) > self._settings.connections:
-                self._reply(503, "too_many_connections", "The gateway has as many connections as it may have.")
-                return
-            _keep_alive(transport.get_extra_info("socket"))
-            self._await_head()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            open_connections.discard(self)
-            for timer in (self._head_timer, self._linger):
-                if timer is not None:
-                    timer.cancel()
-            cycle, task = self.cycle, self._task
-            unfinished = cycle is not None and not cycle.response_complete
-            super().connection_lost(exc)
-            self.pipeline.clear()
-            if unfinished and task is not None:
-                task.cancel()
+class Cycle:
+    """One request and its answer: what ASGI calls `receive` and `send`, and a shorter way for whole answers."""
 
-        def data_received(self, data: bytes) -> None:
-            if self.transport.is_closing():
-                return
-            if self._linger is not None:
-                self._linger.cancel()
-                self._linger = None
-            super().data_received(data)
-            if self._head_done or self.parser is None:
-                return
-            self._head_bytes += len(data)
-            if self._head_bytes > self._settings.max_header_bytes:
-                self._too_large()
-            elif self._head_timer is None:
-                self._await_head()
+    __slots__ = (
+        "_connection",
+        "_expects_continue",
+        "_has_body",
+        "_left",
+        "_told",
+        "_waiter",
+        "chunked",
+        "done",
+        "gone",
+        "keep_alive",
+        "parts",
+        "size",
+        "started",
+        "task",
+        "whole",
+    )
 
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._head_done = False
-            self._head_bytes = 0
-            self.scope["citadel.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+    def __init__(self, connection: ClientConnection, *, keep_alive: bool, expects: bool, head: bool) -> None:
+        self._connection = connection
+        self.keep_alive = keep_alive
+        self._has_body = not head
+        self._expects_continue = expects
+        self.task: asyncio.Task[None] | None = None
+        self.gone = False  # the client
+        # the request's body
+        self.parts: list[bytes] = []
+        self.size = 0
+        self.whole = False
+        self._told = False
+        self._waiter: asyncio.Future[None] | None = None
+        # the answer
+        self.started = False
+        self.done = False
+        self.chunked = False
+        self._left: int | None = None
 
-        def on_header(self, name: bytes, value: bytes) -> None:
-            self._head_bytes += len(name) + len(value)
-            if self._head_bytes > self._settings.max_header_bytes:
-                raise ValueError("headers too large")
-            super().on_header(name, value)
+    async def run(self, app: App, scope: Scope) -> None:
+        tasks = self._connection.tasks
+        if self.task is not None:
+            tasks.add(self.task)
+        try:
+            await app(scope, self.receive, self.send)
+        finally:
+            if self.task is not None:
+                tasks.discard(self.task)
+            if not self.done and not self.gone:
+                # an application that failed: the log has the task's exception
+                self._connection.abort()
 
-        def on_headers_complete(self) -> None:
-            self._head_done = True
-            if self._head_timer is not None:
-                self._head_timer.cancel()
-                self._head_timer = None
-            super().on_headers_complete()
-            if self._draining:
-                self.cycle.keep_alive = False
+    def wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
-        def on_message_complete(self) -> None:
-            super().on_message_complete()
-            self._head_bytes = 0
-            # reading goes on while the answer is made, or nobody would notice that the client left
-            if not self.pipeline:
-                self.flow.resume_reading()
+    async def receive(self) -> Message:
+        if self._expects_continue:
+            self._expects_continue = False
+            self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while not (self.gone or self.done) and (self._told or not (self.whole or self.parts)):
+            self._waiter = self._connection.loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self.gone or self.done:
+            return {"type": "http.disconnect"}
+        parts = self.parts
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        self.parts = []
+        self.size = 0
+        self._told = self.whole
+        self._connection.resume_reading()
+        return {"type": "http.request", "body": body, "more_body": not self.whole}
 
-        def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-            cycle.scope["citadel.respond"] = partial(self._respond, cycle)
-            cycle.scope["citadel.write"] = partial(self._write, cycle)
-            task = self._task = self.loop.create_task(cycle.run_asgi(app))
-            task.add_done_callback(self.tasks.discard)
-            self.tasks.add(task)
+    async def send(self, message: Message) -> None:
+        connection = self._connection
+        if connection.writable is not None and not self.gone:
+            await connection.writable.wait()
+        if self.gone:
+            return
+        if message["type"] == "http.response.start":
+            self._start(message["status"], message.get("headers", ()))
+        elif message["type"] == "http.response.body":
+            self._body(message.get("body", b""), last=not message.get("more_body", False))
 
-        def _respond(self, cycle: Any, status: int, headers: Headers, body: bytes) -> bool:
-            """A whole answer in one write and without a second look at headers that the gateway made itself: half the
-            cost of two `send`s. False if it has to go the long way, which waits for a slow reader."""
-            if cycle.disconnected or self.flow.write_paused:
-                return False
-            parts = [STATUS_LINE[status]]
-            for name, value in (*cycle.default_headers, *headers):
-                if value == b"close" and name == b"connection":
-                    cycle.keep_alive = False
-                    continue
-                parts += (name, b": ", value, b"\r\n")
-            if not cycle.keep_alive:
-                parts.append(b"connection: close\r\n")
-            parts += (b"\r\n", body)
-            self.transport.write(b"".join(parts))
-            cycle.response_started = cycle.response_complete = True
-            cycle.message_event.set()
-            if not cycle.keep_alive:
-                self.transport.close()
-            self.on_response_complete()
-            return True
-
-        def _write(self, cycle: Any, data: bytes) -> bool:
-            """A piece of a stream that has begun; False if it has to go the long way."""
-            if cycle.disconnected or self.flow.write_paused or not cycle.chunked_encoding:
-                return False
-            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-            return True
-
-        def shutdown(self) -> None:
-            self._draining = True
-            if self.cycle is None or self.cycle.response_complete:
-                self._unset_keepalive_if_required()
-                self._linger = self.loop.call_later(_LINGER, self.transport.close)
+    def respond(self, status: int, headers: Headers, body: bytes) -> bool:
+        """A whole answer in one write, without a second look at headers that the gateway made itself. False if it has
+        to go through `send`, which waits for a slow reader."""
+        connection = self._connection
+        if self.gone or self.started or connection.writable is not None:
+            return False
+        parts = [_STATUS_LINES[status]]
+        for name, value in (*connection.state.default_headers, *headers):
+            if value == b"close" and name == b"connection":
+                self.keep_alive = False
             else:
-                self.cycle.keep_alive = False
+                parts += (name, b": ", value, b"\r\n")
+        parts += (b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n", body)
+        connection.transport.write(b"".join(parts))
+        self.started = True
+        self._finish()
+        return True
 
-        def send_400_response(self, msg: str) -> None:
-            if self._head_bytes > self._settings.max_header_bytes:
+    def write(self, data: bytes) -> bool:
+        """A piece of a stream that has begun; False if it has to go through `send`."""
+        connection = self._connection
+        if self.gone or not self.chunked or connection.writable is not None:
+            return False
+        connection.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
+
+    def abort(self) -> None:
+        self._connection.abort()
+
+    def _start(self, status: int, headers: Any) -> None:
+        if self.started:
+            raise RuntimeError("a second http.response.start")
+        self.started = True
+        parts = [_STATUS_LINES[status]]
+        for given, value in (*self._connection.state.default_headers, *headers):
+            name = given.lower()
+            if _UNFIT(value) or _UNFIT(name):
+                raise RuntimeError(f"the header {name!r} has a control character")
+            if name == b"connection" and value.lower() == b"close":
+                self.keep_alive = False
+                continue
+            if name == b"content-length":
+                self._left = int(value)
+            parts += (name, b": ", value, b"\r\n")
+        if status in _NO_BODY:
+            self._has_body = False
+        if self._has_body and self._left is None:
+            # who speaks 1.0 knows no chunks: the end of the connection is the end of the answer
+            self.chunked = self._connection.version == "1.1"
+            if self.chunked:
+                parts.append(b"transfer-encoding: chunked\r\n")
+            else:
+                self.keep_alive = False
+        parts.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
+        self._connection.transport.write(b"".join(parts))
+
+    def _body(self, body: bytes, *, last: bool) -> None:
+        if not self.started or self.done:
+            raise RuntimeError("http.response.body out of turn")
+        transport = self._connection.transport
+        if self._has_body:
+            if self.chunked:
+                chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+                transport.write(chunk + b"0\r\n\r\n" if last else chunk)
+            elif self._left is None:
+                transport.write(body)
+            else:
+                self._left -= len(body)
+                if self._left < 0 or (last and self._left):
+                    raise RuntimeError("the body has not the length that its header told")
+                transport.write(body)
+        if last:
+            self._finish()
+
+    def _finish(self) -> None:
+        self.done = True
+        self.wake()
+        self._connection.finished(self)
+
+
+class ClientConnection(asyncio.Protocol):
+    __slots__ = (
+        "_active",
+        "_all",
+        "_app",
+        "_awaits",
+        "_deaf",
+        "_draining",
+        "_expects_continue",
+        "_fires_at",
+        "_head_bytes",
+        "_head_open",
+        "_headers",
+        "_incoming",
+        "_parser",
+        "_peer",
+        "_read_paused",
+        "_scheme",
+        "_server",
+        "_settings",
+        "_timer",
+        "_until",
+        "_url",
+        "_waiting",
+        "loop",
+        "state",
+        "tasks",
+        "transport",
+        "version",
+        "writable",
+    )
+
+    def __init__(self, app: App, state: ServerState, settings: Server, connections: set[Any]) -> None:
+        self._app = app
+        self.state = state
+        self.tasks: set[Any] = state.tasks
+        self._settings = settings
+        self._all = connections
+        self.loop = asyncio.get_running_loop()
+        self.transport: asyncio.Transport
+        self.version = "1.1"
+        self.writable: asyncio.Event | None = None  # to wait for, if the client does not take what it gets
+        self._parser = httptools.HttpRequestParser(self)
+        # the first of several requests in one packet is answered although nothing may come after it
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._active: Cycle | None = None  # what is being answered
+        self._incoming: Cycle | None = None  # what is being read
+        self._waiting: deque[tuple[Cycle, Scope]] = deque()  # requests that came before the answer to the one before
+        self._head_open = False
+        self._head_bytes = 0  # the most that the head can have: all that came since the packet that it began in
+        self._headers: Headers = []
+        self._url = b""
+        self._expects_continue = False
+        self._read_paused = False
+        self._draining = False
+        self._deaf = False  # what still comes is not HTTP, or nobody wants it
+        self._awaits: str | None = None
+        self._until = 0.0
+        self._fires_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    # what asyncio calls
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.transport = transport
+        self._peer = _address(transport.get_extra_info("peername"))
+        self._server = _address(transport.get_extra_info("sockname"))
+        self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        self.state.connections.add(self)  # type: ignore[arg-type]
+        self._all.add(self)
+        if len(self._all) > self._settings.connections:
+            self._reply(503, "too_many_connections", "The gateway has as many connections as it may have.")
+            return
+        _keep_alive(transport.get_extra_info("socket"))
+        self._await("head", self._settings.header_timeout)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.state.connections.discard(self)
+        self._all.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._deaf = True
+        self._waiting.clear()
+        self.resume_writing()
+        cycle = self._active
+        if cycle is not None:
+            self._active = None
+            cycle.gone = True
+            cycle.wake()
+            if cycle.task is not None:
+                cycle.task.cancel()
+
+    def eof_received(self) -> None:
+        pass  # who closes its half has left
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        self._head_bytes = len(data) + (self._head_bytes if self._head_open else 0)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # no other protocol is spoken here: the request is answered, and what follows it is not looked at
+            self._last_one()
+        except httptools.HttpParserError as error:
+            if isinstance(error.__context__, _HeadTooLarge):
                 self._too_large()
             else:
                 self._reply(400, "invalid_http", "This is not a valid HTTP request.")
+        else:
+            if self._head_open:
+                self._wait_for_head()
 
-        def _too_large(self) -> None:
-            limit = self._settings.max_header_bytes
-            self._reply(431, "headers_too_large", f"The headers are larger than {limit} bytes.")
+    def pause_writing(self) -> None:
+        self.writable = asyncio.Event()
 
-        def _await_head(self) -> None:
-            self._head_timer = self.loop.call_later(self._settings.header_timeout, self._head_late)
+    def resume_writing(self) -> None:
+        if self.writable is not None:
+            self.writable.set()
+            self.writable = None
 
-        def _head_late(self) -> None:
-            self._head_timer = None
-            if self.parser is not None and not self._head_done:
-                self._reply(408, "header_timeout", "The headers did not arrive in time.")
+    # what httptools calls
 
-        def _reply(self, status: int, code: str, message: str) -> None:
-            """Without the application: the connection is closed after it."""
-            if self.transport.is_closing():
+    def on_message_begin(self) -> None:
+        self._head_open = True
+        self._url = b""
+        self._headers = []
+        self._expects_continue = False
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self._expects_continue = True
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        headers = self._headers
+        if self._head_bytes > self._settings.max_header_bytes:
+            # a packet may hold more than a head
+            size = len(self._url) + sum(len(name) + len(value) for name, value in headers)
+            if size > self._settings.max_header_bytes:
+                raise _HeadTooLarge
+        self._head_open = False
+        self._awaits = None
+        parser = self._parser
+        method = parser.get_method().decode()
+        self.version = parser.get_http_version()
+        path, _, query = self._url.partition(b"?")
+        if not path.startswith(b"/"):
+            url = httptools.parse_url(self._url)  # the absolute form that proxies send
+            path, query = url.path or b"/", url.query or b""
+        text = path.decode("latin-1")
+        cycle = self._incoming = Cycle(
+            self,
+            keep_alive=not self._draining and self.version == "1.1" and parser.should_keep_alive(),
+            expects=self._expects_continue,
+            head=method == "HEAD",
+        )
+        scope: Scope = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": self.version,
+            "server": self._server,
+            "client": self._peer,
+            "scheme": self._scheme,
+            "method": method,
+            "root_path": "",
+            "path": unquote(text) if "%" in text else text,
+            "raw_path": path,
+            "query_string": query,
+            "headers": headers,
+            "citadel.client": cycle,
+        }
+        if self._active is None:
+            self._serve(cycle, scope)
+        else:
+            self._waiting.append((cycle, scope))
+            self._pause_reading()
+
+    def on_body(self, body: bytes) -> None:
+        cycle = self._incoming
+        if cycle is None or cycle.done:
+            return
+        cycle.parts.append(body)
+        cycle.size += len(body)
+        if cycle.size > _HIGH_WATER:
+            self._pause_reading()
+        cycle.wake()
+
+    def on_message_complete(self) -> None:
+        cycle = self._incoming
+        self._incoming = None
+        self._head_bytes = 0
+        if cycle is not None:
+            cycle.whole = True
+            cycle.wake()
+        # reading goes on while the answer is made, or nobody would notice that the client left
+        self.resume_reading()
+
+    # what uvicorn's server calls
+
+    def shutdown(self) -> None:
+        self._draining = True
+        if self._active is None:
+            self._await("request", _LINGER)
+        else:
+            self._active.keep_alive = False
+
+    # what cycles call
+
+    def finished(self, cycle: Cycle) -> None:
+        self._active = None
+        if not cycle.keep_alive:
+            self._deaf = True
+            self.transport.close()
+            return
+        if self._waiting:
+            self._serve(*self._waiting.popleft())
+        elif not self._head_open:
+            self._await("request", self._settings.keep_alive)
+        self.resume_reading()
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    def resume_reading(self) -> None:
+        if self._read_paused and not self._waiting:
+            self._read_paused = False
+            self.transport.resume_reading()
+
+    def _pause_reading(self) -> None:
+        if not self._read_paused:
+            self._read_paused = True
+            self.transport.pause_reading()
+
+    def _serve(self, cycle: Cycle, scope: Scope) -> None:
+        self._active = cycle
+        cycle.task = self.loop.create_task(cycle.run(self._app, scope))
+
+    def _wait_for_head(self) -> None:
+        if self._head_bytes > self._settings.max_header_bytes:
+            self._too_large()
+        elif self._awaits != "head":
+            self._await("head", self._settings.header_timeout)
+
+    def _await(self, what: str, seconds: float) -> None:
+        """What the client has to send next, and how long it may take. The timer is set rarely: it looks again when it
+        fires early."""
+        self._awaits = what
+        self._until = self.loop.time() + seconds
+        if self._timer is not None:
+            if self._fires_at <= self._until:
                 return
-            body = error_body(status, code, message)
-            self.transport.write(
-                b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
-                b"connection: close\r\n\r\n" % (status, _REASONS.get(status, b"Service Unavailable"), len(body)) + body
-            )
+            self._timer.cancel()
+        self._fires_at = self._until
+        self._timer = self.loop.call_at(self._until, self._late)
+
+    def _late(self) -> None:
+        self._timer = None
+        if self._awaits is None or self._deaf:
+            return
+        left = self._until - self.loop.time()
+        if left > 0.001:
+            self._await(self._awaits, left)
+        elif self._awaits == "head":
+            self._reply(408, "header_timeout", "The headers did not arrive in time.")
+        else:
             self.transport.close()
 
-    return Protocol
+    def _too_large(self) -> None:
+        limit = self._settings.max_header_bytes
+        self._reply(431, "headers_too_large", f"The headers are larger than {limit} bytes.")
+
+    def _last_one(self) -> None:
+        """Nothing more is read: the last request that is here ends the connection."""
+        self._deaf = True
+        last = self._waiting[-1][0] if self._waiting else self._active
+        if last is not None:
+            last.keep_alive = False
+
+    def _reply(self, status: int, code: str, message: str) -> None:
+        """Without the application, unless that has something to say first: the connection is closed after it."""
+        self._last_one()
+        if self._active is not None and (self._active.started or self._active is not self._incoming):
+            return
+        body = error_body(status, code, message)
+        self.transport.write(
+            _STATUS_LINES[status] + b"content-type: application/json\r\ncontent-length: %d\r\n"
+            b"connection: close\r\n\r\n" % len(body) + body
+        )
+        self.transport.close()
+
+
+def _address(name: Any) -> tuple[str, int | None] | None:
+    if isinstance(name, str):
+        return (name, None) if name else None
+    return (str(name[0]), int(name[1])) if name else None
 
 
 def _keep_alive(sock: socket.socket | None) -> None:

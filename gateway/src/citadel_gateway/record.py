@@ -28,10 +28,10 @@ class Recorder:
         status = exchange.outcome or exchange.status or 499
         model = exchange.model.name if exchange.model is not None else UNKNOWN_MODEL
         first = exchange.first_byte - exchange.started if exchange.first_byte else None
-        metrics = self.metrics
-        metrics.count_request(model, exchange.endpoint, status, seconds)
+        work = self.metrics.work
+        work.request(model, exchange.endpoint, status, seconds)
         if exchange.upstream_started:
-            metrics.count_work(
+            work.call(
                 model,
                 exchange.queued,
                 first if exchange.status == 200 else None,

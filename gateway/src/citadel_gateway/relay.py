@@ -30,6 +30,7 @@ PATHS = {
     "completions": b"/v1/completions",
     "embeddings": b"/v1/embeddings",
 }
+_TRACE = (b"traceparent", b"tracestate")
 # vLLM's answer to whoever comes while it ends what it has
 _STOPPING = "after shutdown"
 _TOO_LONG = (
@@ -54,17 +55,17 @@ class CallFailed(Exception):
 
 def request_head(exchange: Exchange, replica: Replica) -> bytes:
     headers = exchange.headers
-    lines = [
-        b"POST " + PATHS[exchange.endpoint] + b" HTTP/1.1",
-        b"host: " + replica.host_header,
-        b"content-type: application/json",
-        b"x-request-id: " + exchange.id.encode(),
-        b"content-length: %d" % len(exchange.body),
-    ]
-    for name in (b"traceparent", b"tracestate"):
+    trace = b""
+    for name in _TRACE:
         if name in headers:
-            lines.append(name + b": " + headers[name])
-    return b"\r\n".join(lines) + b"\r\n\r\n"
+            trace += b"%b: %b\r\n" % (name, headers[name])
+    return b"POST %b%bx-request-id: %b\r\ncontent-length: %d\r\n%b\r\n" % (
+        PATHS[exchange.endpoint],
+        replica.call_head,
+        exchange.id.encode(),
+        len(exchange.body),
+        trace,
+    )
 
 
 class Client(NamedTuple):
@@ -124,7 +125,7 @@ def _failed(error: UpstreamError, replica: Replica, most: float) -> CallFailed:
 async def _answer(exchange: Exchange, replica: Replica, connection: Connection, client: Client) -> None:
     status = connection.status
     send = client.send
-    kind = next((value for name, value in connection.headers if name == b"content-type"), b"application/json")
+    kind = connection.content_type
     if status == 200 and exchange.stream and kind.startswith(b"text/event-stream"):
         await _stream(exchange, connection, client)
         return

@@ -14,28 +14,27 @@ if TYPE_CHECKING:
 
 def reserve(exchange: Exchange, model: Model, limits: Limits) -> None:
     principal = exchange.principal
+    settings = limits.settings
     meters = []
     if principal.anonymous:
-        address = exchange.address
-        meters.append(limits.meter(("address", address), "this address", limits.settings.address))
+        meters.append(limits.meter(("address", exchange.address), settings.address))
     limit_class = model.settings.limit_class
     if limit_class is not None:
-        meters.append(
-            limits.meter(
-                ("class", principal.id, model.name),
-                f"this client on {model.name}",
-                limits.settings.classes[limit_class],
-                principal.tier.class_factor,
-            )
-        )
-    meters.append(limits.meter(("principal", principal.id), f"tier {principal.tier_name}", principal.tier))
+        key = ("class", principal.id, model.name)
+        meters.append(limits.meter(key, settings.classes[limit_class], principal.tier.class_factor))
+    meters.append(limits.meter(("principal", principal.id), principal.tier))
     try:
         exchange.reservation = limits.reserve(meters, exchange.prompt_estimate + exchange.max_tokens)
     except Exceeded as exceeded:
+        scope = {
+            "address": "this address",
+            "class": f"this client on {model.name}",
+            "principal": f"tier {principal.tier_name}",
+        }.get(exceeded.scope, exceeded.scope)
         raise Refusal(
             429,
             "rate_limit_exceeded" if exceeded.kind != "concurrent requests" else "concurrency_limit_exceeded",
-            f"The limit of {exceeded.limit:g} {exceeded.kind} for {exceeded.scope} is reached; "
+            f"The limit of {exceeded.limit:g} {exceeded.kind} for {scope} is reached; "
             f"try again in {exceeded.retry_after:.1f} s.",
             retry_after=exceeded.retry_after,
         ) from None

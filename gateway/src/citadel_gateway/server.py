@@ -17,7 +17,7 @@ import uvicorn
 
 from citadel_gateway.front import Front
 from citadel_gateway.gateway import Gateway
-from citadel_gateway.protocol import protocol_class
+from citadel_gateway.protocol import ClientConnection
 from citadel_gateway.sockets import open_all
 
 if TYPE_CHECKING:
@@ -91,10 +91,14 @@ class Process:
 
     def _serve(self, app: Any, sock: socket.socket) -> Any:
         gateway = self.gateway
+
+        def connection(server_state: Any, **_: Any) -> ClientConnection:
+            return ClientConnection(app, server_state, gateway.config.server, gateway.connections)
+
         listener = _Listener(
             uvicorn.Config(
                 app,
-                http=protocol_class(lambda: gateway.config.server, gateway.connections),
+                http=connection,  # type: ignore[arg-type]  # uvicorn asks for a class, and only calls it
                 ws="none",
                 lifespan="off",
                 access_log=False,

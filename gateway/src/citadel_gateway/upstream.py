@@ -38,10 +38,13 @@ class Connection(asyncio.Protocol):
     """One connection, which carries one request at a time."""
 
     __slots__ = (
+        "_deadline",
         "_error",
+        "_fires_at",
         "_header_bytes",
         "_length_known",
         "_parser",
+        "_patience",
         "_paused",
         "_sink",
         "_timer",
@@ -49,7 +52,7 @@ class Connection(asyncio.Protocol):
         "busy",
         "chunks",
         "complete",
-        "headers",
+        "content_type",
         "headers_done",
         "loop",
         "pool",
@@ -67,11 +70,14 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._fires_at = 0.0
+        self._deadline = 0.0
+        self._patience = 0.0
         self._reset()
 
     def _reset(self) -> None:
         self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.content_type = b"application/json"
         self.headers_done = False
         self.complete = False
         self.reusable = False
@@ -105,6 +111,9 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.pool.lost(self)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self.busy and not self.complete:
             self.fail(UpstreamError("reset", str(exc) if exc else "closed before the end of the answer"))
 
@@ -115,14 +124,15 @@ class Connection(asyncio.Protocol):
         self._header_bytes += len(name) + len(value)
         if self._header_bytes > _MAX_HEADERS:
             raise httptools.HttpParserError("headers too large")
-        if name in (b"content-length", b"transfer-encoding"):
+        if name == b"content-type":
+            self.content_type = value
+        elif name == b"content-length" or name == b"transfer-encoding":  # noqa: PLR1714 - the path
             self._length_known = True
-        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
         if self.status < 200:
-            self.headers = []
+            self._length_known = False
             return
         self.headers_done = True
         self._wake()
@@ -153,7 +163,7 @@ class Connection(asyncio.Protocol):
         """Send, and wait until the headers of the answer are here; after `most` seconds the whole call fails."""
         self._reset()
         self.busy = True
-        self._timer = self.loop.call_later(most, self._expire, most)
+        self._expire_in(most)
         if self.transport is None:
             raise UpstreamError("reset", "closed before it was used")
         self.transport.write(data)
@@ -206,11 +216,16 @@ class Connection(asyncio.Protocol):
         """The whole body; nothing is said to the client before it is here."""
         parts: list[bytes] = []
         size = 0
-        while data := await self.read():
-            size += len(data)
+        while self.chunks or not self.complete:
+            if not self.chunks:
+                if self._error is not None:
+                    raise self._error
+                await self._wait()
+                continue
+            size += self.size
             if size > limit:
                 raise UpstreamError("too_large", f"the answer is larger than {limit} bytes")
-            parts.append(data)
+            parts.append(self._take())
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def fail(self, error: UpstreamError) -> None:
@@ -224,16 +239,31 @@ class Connection(asyncio.Protocol):
         if not self.busy:
             return
         self.busy = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         if self.complete and self.reusable and self._error is None and not self.chunks:
             self.pool.returned(self)
         else:
             self.abort()
 
-    def _expire(self, most: float) -> None:
-        self.fail(UpstreamError("timeout", f"not finished within {most:g} s"))
+    def _expire_in(self, seconds: float) -> None:
+        """The timer stays from request to request, and looks again when it fires early: most of them are never late."""
+        self._patience = seconds
+        self._deadline = self.loop.time() + seconds
+        if self._timer is not None:
+            if self._fires_at <= self._deadline:
+                return
+            self._timer.cancel()
+        self._fires_at = self._deadline
+        self._timer = self.loop.call_at(self._deadline, self._look_at_the_clock)
+
+    def _look_at_the_clock(self) -> None:
+        self._timer = None
+        if not self.busy:
+            return
+        if self.loop.time() < self._deadline - 0.001:
+            self._fires_at = self._deadline
+            self._timer = self.loop.call_at(self._deadline, self._look_at_the_clock)
+        else:
+            self.fail(UpstreamError("timeout", f"not finished within {self._patience:g} s"))
 
     def abort(self) -> None:
         if self.transport is not None:

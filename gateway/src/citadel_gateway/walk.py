@@ -50,7 +50,7 @@ class Walk:
         except envelope.ClientGone:
             exchange.outcome = 499
         except asyncio.CancelledError:
-            await self._cut(exchange, scope, send)
+            await self._cut(exchange, send)
         except Exception as error:
             gateway.audit.event("bug", outcome="failed", request_id=exchange.id, error=repr(error)[:500])
             gateway.report_bug(error)
@@ -136,14 +136,14 @@ class Walk:
     def headers(self, exchange: Exchange) -> Headers:
         """What every answer carries."""
         headers: Headers = [(b"x-request-id", exchange.id.encode()), *self._gateway.fixed_headers]
-        if exchange.model is not None:
-            headers.append((b"x-citadel-model", exchange.model.name.encode()))
         if exchange.replica is not None:
-            headers.append((b"x-citadel-replica", exchange.replica.name.encode()))
+            headers += exchange.replica.answer_headers
             headers.append((b"x-citadel-queue-ms", b"%.2f" % (exchange.queued * 1000)))
             if exchange.first_byte:
                 spent = exchange.first_byte - exchange.upstream_started
                 headers.append((b"x-citadel-upstream-ms", b"%.2f" % (spent * 1000)))
+        elif exchange.model is not None:
+            headers.append((b"x-citadel-model", exchange.model.name.encode()))
         origin = exchange.headers.get(b"origin")
         if origin is not None:
             headers += self._gateway.cors_headers(origin)
@@ -173,7 +173,7 @@ class Walk:
         settlement.settle(exchange)
         await exchange.answer(send, headers, body)
 
-    async def _cut(self, exchange: Exchange, scope: Scope, send: Send) -> None:
+    async def _cut(self, exchange: Exchange, send: Send) -> None:
         """The client left, or the gateway ends the exchange itself (`exchange.cut` says why)."""
         if exchange.cut is None:
             exchange.outcome = 499
@@ -181,9 +181,8 @@ class Walk:
         status, code, message = exchange.cut
         exchange.outcome = status
         exchange.error_code = code
-        abort = scope.get("citadel.abort")
-        if exchange.write_blocked and abort is not None:
-            abort()  # it takes nothing, so it cannot be told
+        if exchange.write_blocked and exchange.client is not None:
+            exchange.client.abort()  # it takes nothing, so it cannot be told
             return
         settlement.settle(exchange)
         if not exchange.status:
