@@ -42,6 +42,15 @@ async def read_body(exchange: Exchange, receive: Receive, config: Config) -> Non
     encoding = headers.get(b"content-encoding")
     if encoding is not None and encoding.lower() != b"identity":
         raise Refusal(400, "unsupported_encoding", "Send the body without Content-Encoding.")
+    body = exchange.client.whole_body() if exchange.client is not None else None
+    if body is None:
+        body = await _gathered(exchange, receive, limit)
+    elif len(body) > limit:
+        raise _too_large(limit)
+    exchange.body = body
+
+
+async def _gathered(exchange: Exchange, receive: Receive, limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     more = True
@@ -53,7 +62,7 @@ async def read_body(exchange: Exchange, receive: Receive, config: Config) -> Non
         size += len(part)
         if size > limit:
             raise _too_large(limit)
-    exchange.body = parts[0] if len(parts) == 1 else b"".join(parts)
+    return b"".join(parts)
 
 
 async def _receive(exchange: Exchange, receive: Receive) -> Any:

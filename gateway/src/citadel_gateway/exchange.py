@@ -36,109 +36,86 @@ def request_id(given: bytes | None) -> str:
     return f"req-{_boot}-{next(_serial):x}"
 
 
-class Exchange:
-    __slots__ = (
-        "address",
-        "body",
-        "bytes_out",
-        "cached_tokens",
-        "client",
-        "client_deadline",
-        "completion_tokens",
-        "cut",
-        "deadline",
-        "endpoint",
-        "error_code",
-        "fallback_allowed",
-        "first_byte",
-        "given_model",
-        "headers",
-        "id",
-        "max_tokens",
-        "method",
-        "model",
-        "on_replica",
-        "outcome",
-        "path",
-        "permit",
-        "principal",
-        "priority",
-        "prompt_estimate",
-        "prompt_tokens",
-        "queued",
-        "read_blocked",
-        "replica",
-        "reservation",
-        "retries",
-        "session",
-        "started",
-        "status",
-        "stream",
-        "strip_usage",
-        "task",
-        "upstream_started",
-        "usage_exact",
-        "write_blocked",
-    )
+def header_lines(*headers: tuple[bytes, bytes]) -> bytes:
+    """Headers as they are sent: what is the same in many answers is put together once."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
 
-    def __init__(self, scope: Scope, endpoint: str, address: str) -> None:
+
+def as_headers(lines: bytes) -> Headers:
+    """The same for ASGI."""
+    return [(name, value) for name, _, value in (line.partition(b": ") for line in lines.split(b"\r\n")[:-1])]
+
+
+class Exchange:
+    """Most of what is learnt is the same for most requests, and stands in the class until then."""
+
+    # identity
+    principal = NOBODY
+    # envelope
+    body = b""
+    read_blocked = 0.0  # since when the client keeps us waiting for its body
+    stream = False
+    strip_usage = False
+    given_model: str | None = None
+    max_tokens = 0
+    prompt_estimate = 0
+    session: str | None = None
+    priority = 1
+    fallback_allowed = False
+    client_deadline: float | None = None
+    deadline = 0.0
+    model: Model | None = None
+    # reservation, admission, route
+    reservation: Reservation | None = None
+    permit: Permit | None = None
+    replica: Replica | None = None
+    on_replica = False
+    queued = 0.0
+    # relay
+    retries = 0
+    upstream_started = 0.0
+    first_byte = 0.0
+    write_blocked = 0.0  # since when the client takes nothing
+    bytes_out = 0
+    prompt_tokens = 0
+    completion_tokens = 0
+    cached_tokens = 0
+    usage_exact = False
+    # what the client saw
+    status = 0
+    outcome = 0  # what it came to in the end, where that is not the status: 499, 503, 504
+    error_code: str | None = None
+    # why the gateway itself ends it
+    cut: tuple[int, str, str] | None = None
+
+    def __init__(self, scope: Scope, send: Send, endpoint: str, address: str) -> None:
         self.started = time.monotonic()
         headers: dict[bytes, bytes] = dict(scope["headers"])
         self.headers = headers
         self.id = request_id(headers.get(b"x-request-id"))
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.send = send
         self.endpoint = endpoint
         self.address = address
         self.client: Cycle | None = scope.get("citadel.client")
-        self.task: asyncio.Task[Any] | None = None
-        self.cut: tuple[int, str, str] | None = None  # why the gateway itself ends this exchange
-        # identity
-        self.principal = NOBODY
-        # envelope
-        self.body = b""
-        self.read_blocked = 0.0  # since when the client keeps us waiting for its body
-        self.stream = False
-        self.strip_usage = False
-        self.given_model: str | None = None
-        self.max_tokens = 0
-        self.prompt_estimate = 0
-        self.session: str | None = None
-        self.priority = 1
-        self.fallback_allowed = False
-        self.client_deadline: float | None = None
-        self.deadline = 0.0
-        self.model: Model | None = None
-        # reservation, admission, route
-        self.reservation: Reservation | None = None
-        self.permit: Permit | None = None
-        self.replica: Replica | None = None
-        self.on_replica = False
-        self.queued = 0.0
-        # relay
-        self.retries = 0
-        self.upstream_started = 0.0
-        self.first_byte = 0.0
-        self.write_blocked = 0.0  # since when the client takes nothing
-        self.bytes_out = 0
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
-        self.cached_tokens = 0
-        self.usage_exact = False
-        # what the client saw
-        self.status = 0
-        self.outcome = 0  # what it came to in the end, where that is not the status: 499, 503, 504
-        self.error_code: str | None = None
+        self.task = asyncio.current_task()
 
-    async def answer(self, send: Send, headers: Headers, body: bytes) -> None:
+    async def answer(self, lines: bytes, body: bytes, *, close: bool = False) -> None:
         """The whole answer at once: the short way through our own protocol, if it is there and the client reads."""
         self.bytes_out = len(body)
-        headers.append((b"content-length", b"%d" % len(body)))
-        if self.client is not None and self.client.respond(self.status, headers, body):
-            return
+        client = self.client
+        if client is not None:
+            if close:
+                client.keep_alive = False
+            if client.respond(self.status, b"%bcontent-length: %d\r\n" % (lines, len(body)), body):
+                return
+        headers = [*as_headers(lines), (b"content-length", b"%d" % len(body))]
+        if close:
+            headers.append((b"connection", b"close"))
         self.write_blocked = time.monotonic()
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await self.send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
         self.write_blocked = 0.0
 
     def pass_at_once(self, data: bytes) -> bool:
@@ -148,11 +125,11 @@ class Exchange:
         self.bytes_out += len(data)
         return True
 
-    async def pass_on(self, send: Send, data: bytes) -> None:
+    async def pass_on(self, data: bytes) -> None:
         """A piece of a stream, however slowly the client reads."""
         if self.pass_at_once(data):
             return
         self.bytes_out += len(data)
         self.write_blocked = time.monotonic()
-        await send({"type": "http.response.body", "body": data, "more_body": True})
+        await self.send({"type": "http.response.body", "body": data, "more_body": True})
         self.write_blocked = 0.0

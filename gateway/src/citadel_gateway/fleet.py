@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from citadel_gateway.breaker import Breaker
 from citadel_gateway.config import split_address
+from citadel_gateway.exchange import header_lines
 from citadel_gateway.upstream import Pool
 
 if TYPE_CHECKING:
@@ -51,7 +52,9 @@ class Replica:
         # what is the same in every request to it, and in every answer from it
         authority = settings.url.removeprefix("http://").encode()
         self.call_head = b" HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\n" % authority
-        self.answer_headers = [(b"x-citadel-model", model.name.encode()), (b"x-citadel-replica", self.name.encode())]
+        self.answer_lines = header_lines(
+            (b"x-citadel-model", model.name.encode()), (b"x-citadel-replica", self.name.encode())
+        )
         self.pool = Pool(host, port, config.server.connect_timeout)
         self.breaker = Breaker(config.breaker)
         self.state: State = "unknown"

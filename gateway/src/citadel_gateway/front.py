@@ -11,12 +11,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from citadel_gateway import __version__
 from citadel_gateway.errors import Refusal
-from citadel_gateway.exchange import Exchange
+from citadel_gateway.exchange import Exchange, as_headers, header_lines
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from citadel_gateway.exchange import Headers, Receive, Scope, Send
+    from citadel_gateway.exchange import Receive, Scope, Send
     from citadel_gateway.fleet import Model
     from citadel_gateway.gateway import Gateway
 
@@ -27,7 +27,7 @@ ENDPOINTS = {
     "/v1/completions": "completions",
     "/v1/embeddings": "embeddings",
 }
-_JSON: Headers = [(b"content-type", b"application/json")]
+_JSON = b"content-type: application/json\r\n"
 
 
 class Front:
@@ -46,15 +46,14 @@ class Front:
         if endpoint is not None and scope["method"] != "OPTIONS":
             await self._gateway.walk(scope, receive, send, endpoint)
             return
-        exchange = Exchange(scope, "other", self._gateway.proxies.address(scope))
+        exchange = Exchange(scope, send, "other", self._gateway.proxies.address(scope))
         try:
             await self._other(exchange, scope, receive, send)
         except Refusal as refusal:
             exchange.error_code = refusal.code
             exchange.status = refusal.status
-            await exchange.answer(
-                send, [*self._gateway.walk.headers(exchange), *_JSON, *refusal.headers()], refusal.body()
-            )
+            lines = self._gateway.walk.lines(exchange) + header_lines(*refusal.headers()) + _JSON
+            await exchange.answer(lines, refusal.body())
         except asyncio.CancelledError:
             return
         if exchange.endpoint != "health" or exchange.status >= 400:
@@ -64,24 +63,24 @@ class Front:
         gateway = self._gateway
         path, method = exchange.path, exchange.method
         if method == "OPTIONS":
-            await self._preflight(exchange, send)
+            await self._preflight(exchange)
             return
         if path in ("/health", "/health/detailed", "/metrics"):
             _only_get(exchange)
             exchange.endpoint = "health"
             if path == "/metrics":
                 self._may_read_metrics(exchange)
-                await self._send(exchange, send, 200, generate_latest(gateway.metrics.registry), CONTENT_TYPE_LATEST)
+                await self._send(exchange, 200, generate_latest(gateway.metrics.registry), CONTENT_TYPE_LATEST)
                 return
             report = health_report(gateway, detailed=path == "/health/detailed")
             status = 503 if report["status"] == "unhealthy" else 200
-            await self._send(exchange, send, status, orjson.dumps(report))
+            await self._send(exchange, status, orjson.dumps(report))
             return
         if not self._health_only:
             if path == "/v1/models" or path.startswith("/v1/models/"):
                 _only_get(exchange)
                 exchange.endpoint = "models"
-                await self._send(exchange, send, 200, self._models(exchange, path.removeprefix("/v1/models")))
+                await self._send(exchange, 200, self._models(exchange, path.removeprefix("/v1/models")))
                 return
             if self._documents is not None and path in ("/docs", "/openapi.json", "/redoc"):
                 exchange.status = 200
@@ -111,10 +110,10 @@ class Front:
         if exchange.principal.role != "admin":
             raise Refusal(403, "role_not_allowed", "Metrics are for the role admin here, or on the health port.")
 
-    async def _preflight(self, exchange: Exchange, send: Send) -> None:
+    async def _preflight(self, exchange: Exchange) -> None:
         exchange.status = 204
         exchange.endpoint = "preflight"
-        headers = self._gateway.walk.headers(exchange)
+        headers = as_headers(self._gateway.walk.lines(exchange))
         if any(name == b"access-control-allow-origin" for name, _ in headers):
             asked = exchange.headers.get(b"access-control-request-headers", b"authorization, content-type")
             headers += [
@@ -122,15 +121,13 @@ class Front:
                 (b"access-control-allow-headers", asked),
                 (b"access-control-max-age", b"%d" % self._gateway.config.server.cors.max_age),
             ]
-        await send({"type": "http.response.start", "status": 204, "headers": headers})
-        await send({"type": "http.response.body", "body": b""})
+        await exchange.send({"type": "http.response.start", "status": 204, "headers": headers})
+        await exchange.send({"type": "http.response.body", "body": b""})
 
-    async def _send(
-        self, exchange: Exchange, send: Send, status: int, body: bytes, kind: str = "application/json"
-    ) -> None:
+    async def _send(self, exchange: Exchange, status: int, body: bytes, kind: str = "application/json") -> None:
         exchange.status = status
-        headers = [*self._gateway.walk.headers(exchange), (b"content-type", kind.encode())]
-        await exchange.answer(send, headers, b"" if exchange.method == "HEAD" else body)
+        lines = b"%bcontent-type: %b\r\n" % (self._gateway.walk.lines(exchange), kind.encode())
+        await exchange.answer(lines, b"" if exchange.method == "HEAD" else body)
 
 
 def _only_get(exchange: Exchange) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from citadel_gateway import config as configuration
 from citadel_gateway.admission import Admission
+from citadel_gateway.exchange import header_lines
 from citadel_gateway.fleet import Fleet, Model, Replica, State
 from citadel_gateway.identity import Identity, TrustedProxies
 from citadel_gateway.keys import KeyFileError, KeyStore
@@ -24,16 +25,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from citadel_gateway.config import Config
-    from citadel_gateway.exchange import Headers
 
 logger = logging.getLogger("citadel_gateway")
 
 _SWEEP = 0.25
-_SECURITY: Headers = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-]
+_SECURITY = header_lines(
+    (b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"), (b"referrer-policy", b"no-referrer")
+)
 _EXPOSED = b"x-request-id, x-citadel-model, x-citadel-replica, x-citadel-queue-ms, x-citadel-upstream-ms, retry-after"
 
 
@@ -57,7 +55,7 @@ class Gateway:
         self.access = JsonLog(config.logs.access, self._dropped("access"))
         self.recorder = Recorder(self.metrics, self.access, self.audit, prompts=config.logs.prompts)
         self.walk = Walk(self)
-        self.fixed_headers: Headers = list(_SECURITY)
+        self.fixed_lines = _SECURITY
         self.stopping = False
         self.prober: Prober | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -129,19 +127,19 @@ class Gateway:
     def report_bug(self, error: Exception) -> None:
         logger.error("a bug in the gateway", exc_info=error)
 
-    def cors_headers(self, origin: bytes) -> Headers:
+    def cors_lines(self, origin: bytes) -> bytes:
         origins = self.config.server.cors.origins
         if "*" in origins:
             allowed = b"*"
         elif origin.decode("latin-1") in origins:
             allowed = origin
         else:
-            return []
-        return [
+            return b""
+        return header_lines(
             (b"access-control-allow-origin", allowed),
             (b"access-control-expose-headers", _EXPOSED),
             (b"vary", b"origin"),
-        ]
+        )
 
     def _awaited(self, replica: Replica) -> bool:
         lane = self.admission.lanes.get(replica.model)

@@ -40,7 +40,7 @@ class Slice:
 
 
 class Window:
-    __slots__ = ("_until", "limit", "name", "slices", "span", "step", "total")
+    __slots__ = ("last", "limit", "name", "slices", "span", "step", "total", "until")
 
     def __init__(self, name: str, span: float, limit: int) -> None:
         self.name = name
@@ -49,31 +49,33 @@ class Window:
         self.limit = limit
         self.total = 0
         self.slices: deque[Slice] = deque()
-        self._until = 0.0  # where the last slice ends: most of the time there is nothing to slide
+        self.last = Slice(-1)
+        self.until = 0.0  # where the last slice ends: most of the time there is nothing to slide
 
     def left(self, now: float) -> int:
-        if now >= self._until:
-            self._slide(now)
+        if now >= self.until:
+            self.slide(now)
         return self.limit - self.total
 
     def take(self, amount: int, now: float) -> Slice:
-        if now >= self._until:
-            self._slide(now)
-        last = self.slices[-1]
+        if now >= self.until:
+            self.slide(now)
+        last = self.last
         last.count += amount
         self.total += amount
         return last
 
-    def _slide(self, now: float) -> None:
+    def slide(self, now: float) -> None:
         index = int(now / self.step)
         slices = self.slices
         while slices and slices[0].index < index - _SLICES:
             gone = slices.popleft()
             gone.forgotten = True
             self.total -= gone.count
-        if not slices or slices[-1].index != index:
-            slices.append(Slice(index))
-        self._until = (index + 1) * self.step
+        if self.last.index != index:
+            self.last = Slice(index)
+            slices.append(self.last)
+        self.until = (index + 1) * self.step
 
     def give_back(self, amount: int, taken: Slice) -> None:
         if not taken.forgotten:
@@ -149,7 +151,9 @@ class Meter:
         if self.concurrent is not None and self.active >= self.concurrent:
             raise Exceeded(self.scope, "concurrent requests", self.concurrent, 1.0)
         for window in self.requests:
-            if window.left(now) < 1:
+            if now >= window.until:
+                window.slide(now)
+            if window.total >= window.limit:
                 raise Exceeded(self.scope, window.name, window.limit, window.room_in(1, now))
         meter = self.tokens
         if meter is not None:
@@ -180,7 +184,11 @@ class Reservation:
         self._tokens: list[tuple[Window, Slice]] = []
         for meter in meters:
             meter.active += 1
-            self._requests += [(window, window.take(1, now)) for window in meter.requests]
+            for window in meter.requests:
+                last = window.last  # of now, since the check has just looked
+                last.count += 1
+                window.total += 1
+                self._requests.append((window, last))
             if meter.tokens is not None:
                 self._tokens.append((meter.tokens, meter.tokens.take(tokens, now)))
         if limits.bucket is not None:

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 _PAUSE = 0.2
-_MOST = 256 * 1024
+_MOST = 32 * 1024
 _HOPELESS = 4 * 1024 * 1024
 
 
@@ -27,18 +27,16 @@ class JsonLog:
         self.path = path
         self._on_drop = on_drop
         self._pause = pause
-        self._lines: list[bytes] = []
-        self._size = 0
+        self._waiting = bytearray()
+        self._most = _MOST
         self._fd = -1
         self._inode = 0
         self._timer: asyncio.TimerHandle | None = None
         self._complained = False
 
     def write(self, record: dict[str, Any]) -> None:
-        line = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
-        self._lines.append(line)
-        self._size += len(line)
-        if self._size > _MOST:
+        self._waiting += orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+        if len(self._waiting) > self._most:
             self.flush()
         elif self._timer is None:
             try:
@@ -50,18 +48,17 @@ class JsonLog:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._lines:
+        waiting = self._waiting
+        if not waiting:
             return
-        data = b"".join(self._lines)
         try:
             self._reopen_if_moved()
-            while data:
-                data = data[os.write(self._fd, data) :]
+            while waiting:
+                del waiting[: os.write(self._fd, waiting)]
         except OSError as error:
-            self._keep_what_is_left(data, error)
+            self._keep(error)
             return
-        self._lines.clear()
-        self._size = 0
+        self._most = _MOST
         self._complained = False
 
     def close(self) -> None:
@@ -86,15 +83,14 @@ class JsonLog:
         self._fd = fresh
         self._inode = os.fstat(fresh).st_ino
 
-    def _keep_what_is_left(self, data: bytes, error: OSError) -> None:
+    def _keep(self, error: OSError) -> None:
         if not self._complained:
             self._complained = True
             print(f"{self.path}: cannot be written: {error.strerror}", file=sys.stderr, flush=True)
-        if len(data) > _HOPELESS:
-            self._on_drop(data.count(b"\n"))
-            data = b""
-        self._lines = [data] if data else []
-        self._size = 0  # tried again after the next line's pause, not at every line
+        if len(self._waiting) > _HOPELESS:
+            self._on_drop(self._waiting.count(b"\n"))
+            self._waiting.clear()
+        self._most = len(self._waiting) + _MOST  # tried again after the next line's pause, not at every line
 
 
 _second = (0, "")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import http
+import logging
 import re
 import socket
 from collections import deque
@@ -33,11 +34,14 @@ if TYPE_CHECKING:
 
     App = Callable[[Scope, Callable[[], Any], Callable[[Message], Any]], Any]
 
+logger = logging.getLogger("citadel_gateway")
+
 _LINGER = 1.0
 _HIGH_WATER = 64 * 1024  # of a body that nobody has asked for yet
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
 }
+_CLOSE = b"connection: close\r\n\r\n"
 _NO_BODY = (204, 304)
 _UNFIT = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
@@ -48,7 +52,7 @@ class _HeadTooLarge(ValueError):
 
 
 class Cycle:
-    """One request and its answer: what ASGI calls `receive` and `send`, and a shorter way for whole answers."""
+    """One request and its answer: ASGI's `receive` and `send`, and beside them what the path needs in fewer steps."""
 
     __slots__ = (
         "_connection",
@@ -64,7 +68,6 @@ class Cycle:
         "parts",
         "size",
         "started",
-        "task",
         "whole",
     )
 
@@ -73,7 +76,6 @@ class Cycle:
         self.keep_alive = keep_alive
         self._has_body = not head
         self._expects_continue = expects
-        self.task: asyncio.Task[None] | None = None
         self.gone = False  # the client
         # the request's body
         self.parts: list[bytes] = []
@@ -87,23 +89,17 @@ class Cycle:
         self.chunked = False
         self._left: int | None = None
 
-    async def run(self, app: App, scope: Scope) -> None:
-        tasks = self._connection.tasks
-        if self.task is not None:
-            tasks.add(self.task)
-        try:
-            await app(scope, self.receive, self.send)
-        finally:
-            if self.task is not None:
-                tasks.discard(self.task)
-            if not self.done and not self.gone:
-                # an application that failed: the log has the task's exception
-                self._connection.abort()
-
     def wake(self) -> None:
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+    def whole_body(self) -> bytes | None:
+        """The body, if all of it is here and nobody has asked for it."""
+        if not self.whole or self._told:
+            return None
+        self._told = True
+        return self._take()
 
     async def receive(self) -> Message:
         if self._expects_continue:
@@ -117,13 +113,16 @@ class Cycle:
                 self._waiter = None
         if self.gone or self.done:
             return {"type": "http.disconnect"}
+        self._told = self.whole
+        return {"type": "http.request", "body": self._take(), "more_body": not self.whole}
+
+    def _take(self) -> bytes:
         parts = self.parts
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         self.parts = []
         self.size = 0
-        self._told = self.whole
         self._connection.resume_reading()
-        return {"type": "http.request", "body": body, "more_body": not self.whole}
+        return body
 
     async def send(self, message: Message) -> None:
         connection = self._connection
@@ -136,20 +135,16 @@ class Cycle:
         elif message["type"] == "http.response.body":
             self._body(message.get("body", b""), last=not message.get("more_body", False))
 
-    def respond(self, status: int, headers: Headers, body: bytes) -> bool:
-        """A whole answer in one write, without a second look at headers that the gateway made itself. False if it has
-        to go through `send`, which waits for a slow reader."""
+    def respond(self, status: int, lines: bytes, body: bytes) -> bool:
+        """A whole answer in one write; `lines` are headers that the gateway made itself, so they are not looked at
+        again. False if it has to go through `send`, which waits for a slow reader."""
         connection = self._connection
-        if self.gone or self.started or connection.writable is not None:
+        if self.gone or connection.writable is not None:
             return False
-        parts = [_STATUS_LINES[status]]
-        for name, value in (*connection.state.default_headers, *headers):
-            if value == b"close" and name == b"connection":
-                self.keep_alive = False
-            else:
-                parts += (name, b": ", value, b"\r\n")
-        parts += (b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n", body)
-        connection.transport.write(b"".join(parts))
+        connection.transport.write(
+            b"%b%b%b%b%b"
+            % (_STATUS_LINES[status], connection.date(), lines, b"\r\n" if self.keep_alive else _CLOSE, body)
+        )
         self.started = True
         self._finish()
         return True
@@ -163,14 +158,14 @@ class Cycle:
         return True
 
     def abort(self) -> None:
-        self._connection.abort()
+        self._connection.transport.abort()
 
     def _start(self, status: int, headers: Any) -> None:
         if self.started:
             raise RuntimeError("a second http.response.start")
         self.started = True
-        parts = [_STATUS_LINES[status]]
-        for given, value in (*self._connection.state.default_headers, *headers):
+        parts = [_STATUS_LINES[status], self._connection.date()]
+        for given, value in headers:
             name = given.lower()
             if _UNFIT(value) or _UNFIT(name):
                 raise RuntimeError(f"the header {name!r} has a control character")
@@ -189,7 +184,7 @@ class Cycle:
                 parts.append(b"transfer-encoding: chunked\r\n")
             else:
                 self.keep_alive = False
-        parts.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
+        parts.append(b"\r\n" if self.keep_alive else _CLOSE)
         self._connection.transport.write(b"".join(parts))
 
     def _body(self, body: bytes, *, last: bool) -> None:
@@ -222,6 +217,8 @@ class ClientConnection(asyncio.Protocol):
         "_all",
         "_app",
         "_awaits",
+        "_date",
+        "_dated",
         "_deaf",
         "_draining",
         "_expects_continue",
@@ -229,7 +226,9 @@ class ClientConnection(asyncio.Protocol):
         "_head_bytes",
         "_head_open",
         "_headers",
+        "_idle",
         "_incoming",
+        "_next",
         "_parser",
         "_peer",
         "_read_paused",
@@ -240,9 +239,9 @@ class ClientConnection(asyncio.Protocol):
         "_until",
         "_url",
         "_waiting",
+        "_worker",
         "loop",
         "state",
-        "tasks",
         "transport",
         "version",
         "writable",
@@ -251,7 +250,6 @@ class ClientConnection(asyncio.Protocol):
     def __init__(self, app: App, state: ServerState, settings: Server, connections: set[Any]) -> None:
         self._app = app
         self.state = state
-        self.tasks: set[Any] = state.tasks
         self._settings = settings
         self._all = connections
         self.loop = asyncio.get_running_loop()
@@ -264,6 +262,12 @@ class ClientConnection(asyncio.Protocol):
         self._active: Cycle | None = None  # what is being answered
         self._incoming: Cycle | None = None  # what is being read
         self._waiting: deque[tuple[Cycle, Scope]] = deque()  # requests that came before the answer to the one before
+        # one task for all requests of a connection, since a task for each is dearer than all that is done here
+        self._worker: asyncio.Task[None] | None = None
+        self._idle: asyncio.Future[None] | None = None
+        self._next: Scope | None = None
+        self._dated: Any = None
+        self._date = b""
         self._head_open = False
         self._head_bytes = 0  # the most that the head can have: all that came since the packet that it began in
         self._headers: Headers = []
@@ -301,12 +305,13 @@ class ClientConnection(asyncio.Protocol):
         self._waiting.clear()
         self.resume_writing()
         cycle = self._active
+        self._active = self._next = None
         if cycle is not None:
-            self._active = None
             cycle.gone = True
             cycle.wake()
-            if cycle.task is not None:
-                cycle.task.cancel()
+        # what an application does after its answer is its own affair
+        if self._worker is not None and (cycle is not None or self._idle is not None):
+            self._worker.cancel()
 
     def eof_received(self) -> None:
         pass  # who closes its half has left
@@ -441,8 +446,12 @@ class ClientConnection(asyncio.Protocol):
             self._await("request", self._settings.keep_alive)
         self.resume_reading()
 
-    def abort(self) -> None:
-        self.transport.abort()
+    def date(self) -> bytes:
+        """The header that uvicorn renews every second."""
+        if self._dated is not self.state.default_headers:
+            self._dated = self.state.default_headers
+            self._date = b"".join([b"%b: %b\r\n" % header for header in self._dated])
+        return self._date
 
     def resume_reading(self) -> None:
         if self._read_paused and not self._waiting:
@@ -456,7 +465,30 @@ class ClientConnection(asyncio.Protocol):
 
     def _serve(self, cycle: Cycle, scope: Scope) -> None:
         self._active = cycle
-        cycle.task = self.loop.create_task(cycle.run(self._app, scope))
+        self._next = scope
+        if self._worker is None:
+            task = self._worker = self.loop.create_task(self._work())
+            self.state.tasks.add(task)
+            task.add_done_callback(self.state.tasks.discard)
+        elif self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    async def _work(self) -> None:
+        while not self._deaf or self._next is not None:
+            scope = self._next
+            if scope is None:
+                self._idle = self.loop.create_future()
+                await self._idle
+                self._idle = None
+                continue
+            self._next = None
+            cycle: Cycle = scope["citadel.client"]
+            try:
+                await self._app(scope, cycle.receive, cycle.send)
+            except Exception:
+                logger.exception("an application failed")
+            if not cycle.done:
+                self.transport.abort()
 
     def _wait_for_head(self) -> None:
         if self._head_bytes > self._settings.max_header_bytes:

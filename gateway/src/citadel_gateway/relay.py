@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 
 from citadel_gateway.errors import Refusal, error_body, error_event, error_type
-from citadel_gateway.reservation import limit_headers
+from citadel_gateway.exchange import as_headers, header_lines
+from citadel_gateway.reservation import limit_lines
 from citadel_gateway.sse import EventStream, find_usage
 from citadel_gateway.upstream import Connection, UpstreamError
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from citadel_gateway.config import Server
-    from citadel_gateway.exchange import Exchange, Headers, Send
+    from citadel_gateway.exchange import Exchange
     from citadel_gateway.fleet import Replica
 
 PATHS = {
@@ -30,6 +31,11 @@ PATHS = {
     "completions": b"/v1/completions",
     "embeddings": b"/v1/embeddings",
 }
+_STREAM_LINES = header_lines(
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
 _TRACE = (b"traceparent", b"tracestate")
 # vLLM's answer to whoever comes while it ends what it has
 _STOPPING = "after shutdown"
@@ -69,10 +75,9 @@ def request_head(exchange: Exchange, replica: Replica) -> bytes:
 
 
 class Client(NamedTuple):
-    """The other side: how to write to it, what every answer to it carries, and what it may get."""
+    """The other side: what every answer to it carries, and what it may get."""
 
-    send: Send
-    headers: Callable[[Exchange], Headers]
+    lines: Callable[[Exchange], bytes]
     server: Server
 
 
@@ -124,7 +129,6 @@ def _failed(error: UpstreamError, replica: Replica, most: float) -> CallFailed:
 
 async def _answer(exchange: Exchange, replica: Replica, connection: Connection, client: Client) -> None:
     status = connection.status
-    send = client.send
     kind = connection.content_type
     if status == 200 and exchange.stream and kind.startswith(b"text/event-stream"):
         await _stream(exchange, connection, client)
@@ -140,23 +144,20 @@ async def _answer(exchange: Exchange, replica: Replica, connection: Connection, 
             exchange.prompt_tokens, exchange.completion_tokens = usage.prompt, usage.completion
             exchange.cached_tokens = usage.cached
             exchange.usage_exact = True
-    headers = client.headers(exchange)
-    headers += limit_headers(exchange)
+    lines = b"%b%bcontent-type: %b\r\n" % (client.lines(exchange), limit_lines(exchange), kind)
     if len(body) >= client.server.gzip_from_bytes and b"gzip" in exchange.headers.get(b"accept-encoding", b""):
         body = await _gzip(body)
-        headers.append((b"content-encoding", b"gzip"))
-        headers.append((b"vary", b"accept-encoding"))
+        lines += b"content-encoding: gzip\r\nvary: accept-encoding\r\n"
     if status >= 400:
-        headers.append((b"x-should-retry", b"false"))
+        lines += b"x-should-retry: false\r\n"
         exchange.error_code = "upstream_client_error"
-    headers.append((b"content-type", kind))
     exchange.status = status
-    await exchange.answer(send, headers, body)
+    await exchange.answer(lines, body)
 
 
 async def _stream(exchange: Exchange, connection: Connection, client: Client) -> None:
     events = EventStream(exchange.strip_usage)
-    send = client.send
+    send = exchange.send
     data = b""
     # nothing is promised to the client until the first event is here
     while not data:
@@ -165,15 +166,11 @@ async def _stream(exchange: Exchange, connection: Connection, client: Client) ->
             raise UpstreamError("reset", "the stream ended before its first event")
         data = events.feed(part)
     exchange.first_byte = time.monotonic()
-    headers = client.headers(exchange)
-    headers += limit_headers(exchange)
-    headers.append((b"content-type", b"text/event-stream; charset=utf-8"))
-    headers.append((b"cache-control", b"no-cache"))
-    headers.append((b"x-accel-buffering", b"no"))
+    lines = client.lines(exchange) + limit_lines(exchange) + _STREAM_LINES
     exchange.status = 200
     try:
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await exchange.pass_on(send, data)
+        await send({"type": "http.response.start", "status": 200, "headers": as_headers(lines)})
+        await exchange.pass_on(data)
         late: list[bytes] = []
 
         def take(part: bytes) -> bool:
@@ -184,14 +181,14 @@ async def _stream(exchange: Exchange, connection: Connection, client: Client) ->
             return False
 
         while not await connection.pour(take):
-            await exchange.pass_on(send, late.pop())
+            await exchange.pass_on(late.pop())
         _check_end(events)
         if events.failed:
             exchange.error_code = "upstream_error_event"
             exchange.outcome = 503
         await send({"type": "http.response.body", "body": b"", "more_body": False})
     except UpstreamError as error:
-        await _end_broken(exchange, error, send)
+        await _end_broken(exchange, error)
         raise BrokenStream(error.kind) from None
     finally:
         _take_usage(exchange, events)
@@ -210,7 +207,7 @@ class BrokenStream(Exception):
         self.kind = kind
 
 
-async def _end_broken(exchange: Exchange, error: UpstreamError, send: Send) -> None:
+async def _end_broken(exchange: Exchange, error: UpstreamError) -> None:
     timeout = error.kind == "timeout"
     exchange.error_code = "upstream_timeout" if timeout else "upstream_failed"
     exchange.outcome = 504 if timeout else 503
@@ -218,7 +215,7 @@ async def _end_broken(exchange: Exchange, error: UpstreamError, send: Send) -> N
         exchange.outcome, exchange.error_code, f"The model server failed in mid-stream: {error.detail}."
     )
     exchange.write_blocked = time.monotonic()
-    await send({"type": "http.response.body", "body": event, "more_body": False})
+    await exchange.send({"type": "http.response.body", "body": event, "more_body": False})
     exchange.write_blocked = 0.0
 
 

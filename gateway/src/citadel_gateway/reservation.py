@@ -40,16 +40,18 @@ def reserve(exchange: Exchange, model: Model, limits: Limits) -> None:
         ) from None
 
 
-def limit_headers(exchange: Exchange) -> list[tuple[bytes, bytes]]:
+def limit_lines(exchange: Exchange) -> bytes:
     """What is left, in the headers that OpenAI uses."""
     if exchange.reservation is None:
-        return []
+        return b""
     requests, tokens = exchange.reservation.remaining()
-    headers = []
+    lines = b""
     if requests is not None:
-        headers.append((b"x-ratelimit-limit-requests", b"%d" % requests.limit))
-        headers.append((b"x-ratelimit-remaining-requests", b"%d" % max(0, requests.limit - requests.total)))
+        limit = requests.limit
+        left = max(0, limit - requests.total)
+        lines = b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\n" % (limit, left)
     if tokens is not None:
-        headers.append((b"x-ratelimit-limit-tokens", b"%d" % tokens.limit))
-        headers.append((b"x-ratelimit-remaining-tokens", b"%d" % max(0, tokens.limit - tokens.total)))
-    return headers
+        limit = tokens.limit
+        left = max(0, limit - tokens.total)
+        lines += b"x-ratelimit-limit-tokens: %d\r\nx-ratelimit-remaining-tokens: %d\r\n" % (limit, left)
+    return lines

@@ -159,27 +159,24 @@ class Connection(asyncio.Protocol):
 
     # what the path calls
 
-    async def request(self, data: bytes, most: float) -> None:
-        """Send, and wait until the headers of the answer are here; after `most` seconds the whole call fails."""
+    def request(self, data: bytes, most: float) -> asyncio.Future[None]:
+        """Send; await what it returns for the headers of the answer. After `most` seconds the whole call fails."""
         self._reset()
         self.busy = True
         self._expire_in(most)
+        waiter = self._waiter = self.loop.create_future()
         if self.transport is None:
-            raise UpstreamError("reset", "closed before it was used")
-        self.transport.write(data)
-        while not self.headers_done:
-            if self._error is not None:
-                raise self._error
-            await self._wait()
+            waiter.set_exception(UpstreamError("reset", "closed before it was used"))
+        else:
+            self.transport.write(data)
+        return waiter
 
     async def read(self) -> bytes:
         """The bytes that have arrived, as many as there are; empty at the end."""
         while not self.chunks:
             if self.complete:
                 return b""
-            if self._error is not None:
-                raise self._error
-            await self._wait()
+            await self._more()
         return self._take()
 
     async def pour(self, sink: Sink) -> bool:
@@ -192,11 +189,10 @@ class Connection(asyncio.Protocol):
                 continue
             if self.complete:
                 return True
-            if self._error is not None:
-                raise self._error
+            waiter = self._more()
             self._sink = sink
             try:
-                await self._wait()
+                await waiter
                 if self._sink is None:
                     return False
             finally:
@@ -218,9 +214,7 @@ class Connection(asyncio.Protocol):
         size = 0
         while self.chunks or not self.complete:
             if not self.chunks:
-                if self._error is not None:
-                    raise self._error
-                await self._wait()
+                await self._more()
                 continue
             size += self.size
             if size > limit:
@@ -231,7 +225,9 @@ class Connection(asyncio.Protocol):
     def fail(self, error: UpstreamError) -> None:
         if self._error is None:
             self._error = error
-        self._wake()
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(self._error)
         self.abort()
 
     def finish(self) -> None:
@@ -269,12 +265,12 @@ class Connection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
 
-    async def _wait(self) -> None:
+    def _more(self) -> asyncio.Future[None]:
+        """What to await until something has happened; what has failed is raised."""
+        if self._error is not None:
+            raise self._error
         self._waiter = self.loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        return self._waiter
 
     def _wake(self) -> None:
         waiter = self._waiter

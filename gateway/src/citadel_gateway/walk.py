@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 from citadel_gateway import envelope, relay, reservation, settlement
 from citadel_gateway.errors import Refusal, error_body, error_event
-from citadel_gateway.exchange import Exchange
+from citadel_gateway.exchange import Exchange, header_lines
 from citadel_gateway.route import choose_replica, fallbacks
 
 if TYPE_CHECKING:
-    from citadel_gateway.exchange import Headers, Receive, Scope, Send
+    from citadel_gateway.exchange import Receive, Scope, Send
     from citadel_gateway.fleet import Model, Replica
     from citadel_gateway.gateway import Gateway
+
+_BODY_UNWANTED = (408, 413)  # the rest of the request's body, that is
 
 
 def _check_manner(exchange: Exchange) -> None:
@@ -33,8 +35,7 @@ class Walk:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, endpoint: str) -> None:
         gateway = self._gateway
-        exchange = Exchange(scope, endpoint, gateway.proxies.address(scope))
-        exchange.task = asyncio.current_task()
+        exchange = Exchange(scope, send, endpoint, gateway.proxies.address(scope))
         self.running[exchange] = None
         try:
             exchange.principal = gateway.identity.establish(exchange.headers, exchange.address)
@@ -42,28 +43,28 @@ class Walk:
             await envelope.read_body(exchange, receive, gateway.config)
             model = envelope.open_envelope(exchange, gateway.config, gateway.fleet, gateway.load)
             reservation.reserve(exchange, model, gateway.limits)
-            await self._serve(exchange, model, send)
+            await self._serve(exchange, model)
         except Refusal as refusal:
-            await self._refuse(exchange, refusal, send)
+            await self._refuse(exchange, refusal)
         except relay.BrokenStream:
             pass
         except envelope.ClientGone:
             exchange.outcome = 499
         except asyncio.CancelledError:
-            await self._cut(exchange, send)
+            await self._cut(exchange)
         except Exception as error:
             gateway.audit.event("bug", outcome="failed", request_id=exchange.id, error=repr(error)[:500])
             gateway.report_bug(error)
-            await self._refuse(exchange, Refusal(503, "gateway_error", "The gateway failed."), send)
+            await self._refuse(exchange, Refusal(503, "gateway_error", "The gateway failed."))
         finally:
             del self.running[exchange]
             settlement.settle(exchange)
             gateway.recorder.record(exchange)
 
-    async def _serve(self, exchange: Exchange, model: Model, send: Send) -> None:
+    async def _serve(self, exchange: Exchange, model: Model) -> None:
         gateway = self._gateway
         retry = gateway.config.retry
-        client = relay.Client(send, self.headers, gateway.config.server)
+        client = relay.Client(self.lines, gateway.config.server)
         tried: set[Replica] = set()
         again = False
         attempts = 0
@@ -133,23 +134,23 @@ class Walk:
                 return other
         return None
 
-    def headers(self, exchange: Exchange) -> Headers:
+    def lines(self, exchange: Exchange) -> bytes:
         """What every answer carries."""
-        headers: Headers = [(b"x-request-id", exchange.id.encode()), *self._gateway.fixed_headers]
-        if exchange.replica is not None:
-            headers += exchange.replica.answer_headers
-            headers.append((b"x-citadel-queue-ms", b"%.2f" % (exchange.queued * 1000)))
+        lines = b"x-request-id: %b\r\n%b" % (exchange.id.encode(), self._gateway.fixed_lines)
+        replica = exchange.replica
+        if replica is not None:
+            lines += b"%bx-citadel-queue-ms: %.2f\r\n" % (replica.answer_lines, exchange.queued * 1000)
             if exchange.first_byte:
                 spent = exchange.first_byte - exchange.upstream_started
-                headers.append((b"x-citadel-upstream-ms", b"%.2f" % (spent * 1000)))
+                lines += b"x-citadel-upstream-ms: %.2f\r\n" % (spent * 1000)
         elif exchange.model is not None:
-            headers.append((b"x-citadel-model", exchange.model.name.encode()))
+            lines += b"x-citadel-model: %b\r\n" % exchange.model.name.encode()
         origin = exchange.headers.get(b"origin")
         if origin is not None:
-            headers += self._gateway.cors_headers(origin)
-        return headers
+            lines += self._gateway.cors_lines(origin)
+        return lines
 
-    async def _refuse(self, exchange: Exchange, refusal: Refusal, send: Send) -> None:
+    async def _refuse(self, exchange: Exchange, refusal: Refusal) -> None:
         gateway = self._gateway
         exchange.error_code = refusal.code
         if exchange.status:  # too late for a status: the answer has begun
@@ -158,26 +159,24 @@ class Walk:
         exchange.status = refusal.status
         model = exchange.model.name if exchange.model is not None else "unknown"
         gateway.metrics.rejections.labels(model, refusal.code).inc()
-        body = refusal.body()
-        headers = [
-            *self.headers(exchange),
-            *reservation.limit_headers(exchange),
-            *refusal.headers(),
-            (b"content-type", b"application/json"),
-        ]
-        if refusal.status in (408, 413):
-            headers.append((b"connection", b"close"))  # the rest of the body is not wanted
+        lines = (
+            self.lines(exchange)
+            + reservation.limit_lines(exchange)
+            + header_lines(*refusal.headers(), (b"content-type", b"application/json"))
+        )
         if refusal.status == 401:
-            headers.append((b"www-authenticate", b"Bearer"))
+            lines += b"www-authenticate: Bearer\r\n"
         # what it holds goes back first: a client that reads slowly must not keep it
         settlement.settle(exchange)
-        await exchange.answer(send, headers, body)
+        await exchange.answer(lines, refusal.body(), close=refusal.status in _BODY_UNWANTED)
 
-    async def _cut(self, exchange: Exchange, send: Send) -> None:
+    async def _cut(self, exchange: Exchange) -> None:
         """The client left, or the gateway ends the exchange itself (`exchange.cut` says why)."""
         if exchange.cut is None:
             exchange.outcome = 499
             return
+        if exchange.task is not None:
+            exchange.task.uncancel()  # it goes on with the connection's next request
         status, code, message = exchange.cut
         exchange.outcome = status
         exchange.error_code = code
@@ -187,15 +186,11 @@ class Walk:
         settlement.settle(exchange)
         if not exchange.status:
             exchange.status = status
-            body = error_body(status, code, message)
-            headers = [*self.headers(exchange), (b"content-type", b"application/json")]
-            headers.append((b"x-should-retry", b"false"))
-            if status == 408:
-                headers.append((b"connection", b"close"))  # the rest of the body is not wanted
-            await exchange.answer(send, headers, body)
+            lines = self.lines(exchange) + b"content-type: application/json\r\nx-should-retry: false\r\n"
+            await exchange.answer(lines, error_body(status, code, message), close=status in _BODY_UNWANTED)
         elif exchange.stream:
             event = error_event(status, code, message)
-            await send({"type": "http.response.body", "body": event, "more_body": False})
+            await exchange.send({"type": "http.response.body", "body": event, "more_body": False})
 
     def cut(self, exchange: Exchange, status: int, code: str, message: str) -> None:
         if exchange.cut is None and exchange.task is not None:
