@@ -15,6 +15,7 @@ from pathlib import Path
 from tools import toolchain
 from tools.phases import ROOT, Failure, Journal, duration
 
+DISTRIBUTION = Path("/usr/bin/python3")
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- deploy: begin -->", "<!-- deploy: end -->"
 LAB = {"LAB_PREFIX": "bench", "LAB_NETWORK": "10.77.43"}
@@ -33,17 +34,13 @@ class Run:
 def gateway() -> None:
     """The gateway beside others, in one run, in front of the same backends."""
     journal = Journal("bench-gateway")
-    toolchain.packages(journal, {"haproxy": "haproxy", "nginx": "nginx", "wrk": "wrk"})
+    toolchain.packages(journal, {"haproxy": "haproxy", "nginx": "nginx", "wrk": "wrk", str(DISTRIBUTION): "python3"})
     toolchain.python_tools(journal)
-    run: list[str | Path] = [
-        toolchain.program("python"),
-        "-m",
-        "tests.bench.gateway",
-        "--seconds",
-        "6",
-        "--churn",
-        "600",
-    ]
+    # as it is deployed: the distribution's Python, the pinned packages, the path compiled
+    python = toolchain.built(journal, "gateway", DISTRIBUTION) / "bin" / "python"
+    compiled = toolchain.compiled(journal, python)
+    run: list[str | Path] = [toolchain.program("python"), "-m", "tests.bench.gateway", "--seconds", "6"]
+    run += ["--churn", "600", "--python", python, "--compiled", compiled]
     journal.phase("measure", run, toolchain.paths(), show=lambda line: line)
     journal.finish()
 

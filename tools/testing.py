@@ -71,6 +71,7 @@ def test() -> None:
         toolchain.packages(journal, {**toolchain.TEST_PROGRAMS, **(toolchain.LAB_PROGRAMS if root else {})})
         toolchain.python_tools(journal)
         cheap_checks(journal)
+        as_deployed(journal)
         if root:
             with preflight.only_one(lab):
                 preflight.check(lab)
@@ -80,6 +81,15 @@ def test() -> None:
     except LabError as error:
         raise Failure(str(error)) from None
     journal.finish()
+
+
+def as_deployed(journal: Journal) -> None:
+    """The gateway's tests once more, on the compiled path that a release has."""
+    compiled = toolchain.compiled(journal, toolchain.program("python"))
+    tests: list[str | Path] = [toolchain.program("pytest"), f"--override-ini=pythonpath={compiled} ."]
+    tests += ["tests/gateway", "tests/chaos/gateway"]
+    paths = {**toolchain.environment(), "PYTHONPATH": f"{compiled}:{ROOT}"}
+    journal.phase("tests of the compiled gateway", tests, paths, verdict)
 
 
 def on_the_lab(journal: Journal, lab: Lab) -> None:

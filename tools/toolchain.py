@@ -116,16 +116,19 @@ def indexes() -> dict[str, str]:
         "UV_EXTRA_INDEX_URL": " ".join(settings.get("extra-index-url", [])),
         "UV_FIND_LINKS": ",".join(settings.get("find-links", [])),
     }
-    return {"UV_INDEX_STRATEGY": "unsafe-best-match", **{key: value for key, value in found.items() if value}}
+    # a mirror may be signed by an authority that only this machine knows
+    own = {"UV_INDEX_STRATEGY": "unsafe-best-match", "UV_SYSTEM_CERTS": "1"}
+    return {**own, **{key: value for key, value in found.items() if value}}
 
 
-def built(journal: Journal, name: str) -> Path:
+def built(journal: Journal, name: str, python: Path = VENV / "bin" / "python") -> Path:
     """An environment for one lock file, on this machine and in this checkout."""
     pins = PINS.with_name(f"{name}.txt")
-    folder = ROOT / ".cache" / f"{name}-{hashlib.sha256(pins.read_bytes()).hexdigest()[:12]}"
+    folder = ROOT / ".cache" / f"{name}-{hashlib.sha256(pins.read_bytes() + bytes(python)).hexdigest()[:12]}"
     if not (folder / "complete").is_file():
         uv = {**environment(), **indexes()}
-        journal.phase(f"make an environment for {name}", [program("uv"), "venv", "--clear", folder], uv)
+        make: list[str | Path] = [program("uv"), "venv", "--clear", "--python", python, folder]
+        journal.phase(f"make an environment for {name}", make, uv)
         install: list[str | Path] = [
             program("uv"),
             "pip",
@@ -138,6 +141,28 @@ def built(journal: Journal, name: str) -> Path:
         ]
         journal.phase(f"install {name}", install, uv)
         (folder / "complete").touch()
+    return folder
+
+
+def compiled(journal: Journal, python: Path) -> Path:
+    """The gateway with its path compiled, as a release has it: a folder to put first in PYTHONPATH."""
+    headers = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('include'))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    packages(journal, {"gcc": "gcc", f"{headers}/Python.h": "python3-dev"})
+    source = ROOT / "gateway" / "src"
+    digest = hashlib.sha256(bytes(python) + PINS.with_name("gateway.txt").read_bytes())
+    for path in sorted(source.rglob("*.py")):
+        digest.update(bytes(path) + path.read_bytes())
+    folder = ROOT / ".cache" / f"gateway-compiled-{digest.hexdigest()[:12]}"
+    if not folder.is_dir():
+        aside = folder.with_suffix(f".{os.getpid()}")
+        command: list[str | Path] = [python, "-B", "-m", "citadel_gateway.compiled", aside]
+        journal.phase("compile the gateway", command, {"PYTHONPATH": str(source)})
+        aside.rename(folder)
     return folder
 
 

@@ -49,8 +49,6 @@ def as_headers(lines: bytes) -> Headers:
 class Exchange:
     """Most of what is learnt is the same for most requests, and stands in the class until then."""
 
-    # identity
-    principal = NOBODY
     # envelope
     body = b""
     read_blocked = 0.0  # since when the client keeps us waiting for its body
@@ -100,6 +98,7 @@ class Exchange:
         self.address = address
         self.client: Cycle | None = scope.get("citadel.client")
         self.task = asyncio.current_task()
+        self.principal = NOBODY
 
     async def answer(self, lines: bytes, body: bytes, *, close: bool = False) -> None:
         """The whole answer at once: the short way through our own protocol, if it is there and the client reads."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -20,8 +21,6 @@ from citadel_gateway.sse import EventStream, find_usage
 from citadel_gateway.upstream import Connection, UpstreamError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from citadel_gateway.config import Server
     from citadel_gateway.exchange import Exchange
     from citadel_gateway.fleet import Replica
@@ -74,24 +73,20 @@ def request_head(exchange: Exchange, replica: Replica) -> bytes:
     )
 
 
-class Client(NamedTuple):
-    """The other side: what every answer to it carries, and what it may get."""
-
-    lines: Callable[[Exchange], bytes]
-    server: Server
+Lines = Callable[["Exchange"], bytes]  # what every answer carries
 
 
-async def call(exchange: Exchange, replica: Replica, client: Client) -> None:
+async def call(exchange: Exchange, replica: Replica, lines: Lines, server: Server) -> None:
     """Ask the replica and answer the client."""
     now = time.monotonic()
     exchange.upstream_started = now
-    most = min(replica.model.settings.timeout, exchange.started + client.server.client_timeout - now)
+    most = min(replica.model.settings.timeout, exchange.started + server.client_timeout - now)
     if exchange.client_deadline is not None and not exchange.stream:
         most = min(most, exchange.client_deadline - now)
     connection: Connection | None = None
     try:
         connection = await replica.pool.request(request_head(exchange, replica) + exchange.body, most)
-        await _answer(exchange, replica, connection, client)
+        await _answer(exchange, replica, connection, lines, server)
     except UpstreamError as error:
         raise _failed(error, replica, most) from None
     finally:
@@ -127,13 +122,13 @@ def _failed(error: UpstreamError, replica: Replica, most: float) -> CallFailed:
             return CallFailed(kind, refusal, again=True, blame=True)
 
 
-async def _answer(exchange: Exchange, replica: Replica, connection: Connection, client: Client) -> None:
+async def _answer(exchange: Exchange, replica: Replica, connection: Connection, lines: Lines, server: Server) -> None:
     status = connection.status
     kind = connection.content_type
     if status == 200 and exchange.stream and kind.startswith(b"text/event-stream"):
-        await _stream(exchange, connection, client)
+        await _stream(exchange, connection, lines)
         return
-    body = await connection.read_all(client.server.max_response_bytes)
+    body = await connection.read_all(server.max_response_bytes)
     exchange.first_byte = time.monotonic()
     if status >= 400:
         body = _translate(status, body, replica)
@@ -144,18 +139,18 @@ async def _answer(exchange: Exchange, replica: Replica, connection: Connection, 
             exchange.prompt_tokens, exchange.completion_tokens = usage.prompt, usage.completion
             exchange.cached_tokens = usage.cached
             exchange.usage_exact = True
-    lines = b"%b%bcontent-type: %b\r\n" % (client.lines(exchange), limit_lines(exchange), kind)
-    if len(body) >= client.server.gzip_from_bytes and b"gzip" in exchange.headers.get(b"accept-encoding", b""):
+    head = b"%b%bcontent-type: %b\r\n" % (lines(exchange), limit_lines(exchange), kind)
+    if len(body) >= server.gzip_from_bytes and b"gzip" in exchange.headers.get(b"accept-encoding", b""):
         body = await _gzip(body)
-        lines += b"content-encoding: gzip\r\nvary: accept-encoding\r\n"
+        head += b"content-encoding: gzip\r\nvary: accept-encoding\r\n"
     if status >= 400:
-        lines += b"x-should-retry: false\r\n"
+        head += b"x-should-retry: false\r\n"
         exchange.error_code = "upstream_client_error"
     exchange.status = status
-    await exchange.answer(lines, body)
+    await exchange.answer(head, body)
 
 
-async def _stream(exchange: Exchange, connection: Connection, client: Client) -> None:
+async def _stream(exchange: Exchange, connection: Connection, lines: Lines) -> None:
     events = EventStream(exchange.strip_usage)
     send = exchange.send
     data = b""
@@ -166,10 +161,10 @@ async def _stream(exchange: Exchange, connection: Connection, client: Client) ->
             raise UpstreamError("reset", "the stream ended before its first event")
         data = events.feed(part)
     exchange.first_byte = time.monotonic()
-    lines = client.lines(exchange) + limit_lines(exchange) + _STREAM_LINES
+    head = lines(exchange) + limit_lines(exchange) + _STREAM_LINES
     exchange.status = 200
     try:
-        await send({"type": "http.response.start", "status": 200, "headers": as_headers(lines)})
+        await send({"type": "http.response.start", "status": 200, "headers": as_headers(head)})
         await exchange.pass_on(data)
         late: list[bytes] = []
 

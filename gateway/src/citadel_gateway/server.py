@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -60,6 +61,9 @@ class Process:
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         await self.start()
+        # what lives as long as the process is not looked through again: that costs every client 40 ms
+        gc.collect()
+        gc.freeze()
         notify("READY=1\nSTATUS=serving")
         watchdog = asyncio.create_task(_watchdog())
         stopping = asyncio.create_task(stop.wait())

@@ -64,22 +64,11 @@ class Walk:
     async def _serve(self, exchange: Exchange, model: Model) -> None:
         gateway = self._gateway
         retry = gateway.config.retry
-        client = relay.Client(self.lines, gateway.config.server)
         tried: set[Replica] = set()
         again = False
         attempts = 0
         while True:
-            waited = time.monotonic()
-            try:
-                exchange.permit = await gateway.admission.enter(exchange, model, again=again)
-            except Refusal:
-                other = self._fallback(exchange, model)
-                if other is None:
-                    raise
-                model = other
-                continue
-            finally:
-                exchange.queued += time.monotonic() - waited
+            model = await self._enter(exchange, model, again=again)
             replica = choose_replica(model, gateway.config.routing.policy, exchange.session, tried)
             again = True
             if replica is None:
@@ -89,7 +78,7 @@ class Walk:
             exchange.on_replica = True
             replica.in_flight += 1
             try:
-                await relay.call(exchange, replica, client)
+                await relay.call(exchange, replica, self.lines, gateway.config.server)
             except relay.CallFailed as failure:
                 attempts += failure.counts
                 gateway.judge(replica, failure.kind, blame=failure.blame)
@@ -101,12 +90,28 @@ class Walk:
                 gateway.metrics.retries.labels(model.name).inc()
                 if failure.counts and not self._elsewhere(model, tried):
                     await asyncio.sleep(min(retry.backoff * 2 ** (attempts - 1), retry.max_backoff))
-            except relay.BrokenStream as failure:
-                gateway.judge(replica, failure.kind, blame=True)
+            except relay.BrokenStream as broken:  # a name of its own: compiled, a name has one type
+                gateway.judge(replica, broken.kind, blame=True)
                 raise
             else:
                 self._praise(exchange, replica)
                 return
+
+    async def _enter(self, exchange: Exchange, model: Model, *, again: bool) -> Model:
+        """Wait for a permit of the model, or of the one that may stand in for it."""
+        while True:
+            waited = time.monotonic()
+            try:
+                exchange.permit = await self._gateway.admission.enter(exchange, model, again=again)
+            except Refusal:
+                other = self._fallback(exchange, model)
+                if other is None:
+                    raise
+                model = other
+            finally:
+                exchange.queued += time.monotonic() - waited
+            if exchange.permit is not None:
+                return model
 
     def _praise(self, exchange: Exchange, replica: Replica) -> None:
         replica.breaker.success()

@@ -1,6 +1,6 @@
 """`make bench-gateway`: this gateway beside others, in one run, in front of the same backends.
 
-python -m tests.bench.gateway [--seconds 8] [--only [NAME ...]] [--churn 600] [--no-report]
+python -m tests.bench.gateway [--seconds 8] [--only [NAME ...]] [--churn 600] [--no-report] [--python P] [--compiled F]
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from tests.bench.gateway.contenders import (
     NGINX,
     PORT,
     ROOT,
+    RUNTIME,
     Contender,
     Missing,
     Running,
@@ -207,7 +208,11 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", choices=list(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--churn", type=float, default=0.0, help="seconds of churn for the memory's slope")
     parser.add_argument("--no-report", action="store_true", help="print only")
+    parser.add_argument("--python", help="for this gateway, as it is deployed")
+    parser.add_argument("--compiled", help="what tools/toolchain.py makes of the gateway")
     arguments = parser.parse_args()
+    RUNTIME.python = arguments.python or RUNTIME.python
+    RUNTIME.paths = arguments.compiled or RUNTIME.paths
     folder = Path(tempfile.mkdtemp(prefix="bench-gateway-"))
     average = f"{os.getloadavg()[0]:.2f}"
     try:

@@ -21,6 +21,17 @@ LOAD_CORE = 1 if (os.cpu_count() or 1) > 1 else 0
 MODEL = "phi"
 
 
+@dataclass
+class Runtime:
+    """What runs this gateway: the source with this Python, or what `make bench-gateway` has built as it is deployed."""
+
+    python: str = sys.executable
+    paths: str = str(ROOT / "gateway" / "src")
+
+
+RUNTIME = Runtime()
+
+
 class Missing(Exception):
     """A contender cannot run here; the message says why."""
 
@@ -33,7 +44,7 @@ class Contender:
     headers: Callable[[Path], dict[str, str]] = field(default=lambda _: {})
     patience: float = 60.0
     most_streams: int = 10_000  # more would only measure its time-outs
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: Callable[[], dict[str, str]] = dict
 
 
 def _output(*words: str) -> str:
@@ -83,10 +94,10 @@ models:
     {{context: 200000, limit_class: light, concurrency: 1000,
       replicas: [{{name: {MODEL}, url: "http://127.0.0.1:{backend}"}}]}}
 """)
-    command = [sys.executable, "-m", "citadel_gateway"]
+    command = [RUNTIME.python, "-m", "citadel_gateway"]
     made = subprocess.run(
         [*command, "keys", "create", "bench", "--file", str(folder / "keys.json")],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "gateway" / "src")},
+        env={**os.environ, "PYTHONPATH": RUNTIME.paths},
         capture_output=True,
         text=True,
         check=True,
@@ -167,7 +178,8 @@ def _own_version() -> str:
     sys.path.insert(0, str(ROOT / "gateway" / "src"))
     from citadel_gateway import __version__
 
-    return __version__
+    compiled = ", compiled" if any(Path(RUNTIME.paths).glob("*__mypyc*")) else ""
+    return f"{__version__} (Python {_output(RUNTIME.python, '-V').split()[1]}{compiled})"
 
 
 CONTENDERS = {
@@ -178,7 +190,7 @@ CONTENDERS = {
             _own_version,
             _citadel,
             _citadel_headers,
-            environment={"PYTHONPATH": str(ROOT / "gateway" / "src"), "PYTHONDONTWRITEBYTECODE": ""},
+            environment=lambda: {"PYTHONPATH": RUNTIME.paths, "PYTHONDONTWRITEBYTECODE": ""},
         ),
         Contender("vllm-router", lambda: "0.1.17", _vllm_router),
         Contender("LiteLLM", lambda: "1.106.2", _litellm, lambda _: {"Authorization": "Bearer sk-bench"}, 120.0, 1),
@@ -203,7 +215,7 @@ class Running:
             stdout=self._log,
             stderr=self._log,
             cwd=folder,
-            env={**os.environ, **contender.environment},
+            env={**os.environ, **contender.environment()},
         )
         body = b'{"model":"%s","messages":[{"role":"user","content":"x"}],"max_tokens":1}' % MODEL.encode()
         while True:

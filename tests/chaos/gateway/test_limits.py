@@ -240,7 +240,7 @@ class TestAdmission:
             admission = lab.gateway.admission
             model = lab.gateway.fleet.models["phi"]
             scope = {"headers": [], "method": "POST", "path": "/"}
-            first, second = Exchange(scope, "chat", "x"), Exchange(scope, "chat", "x")
+            first, second = (Exchange(scope, _nowhere, "chat", "x") for _ in range(2))
             first.deadline = second.deadline = time.monotonic() + 5
             permit = await admission.enter(first, model)
             waiting = asyncio.create_task(admission.enter(second, model))
@@ -344,3 +344,7 @@ async def test_the_health_report_while_nothing_is_there(lab: Lab) -> None:
             return answer.status_code == 503 and answer.json()["status"] == "unhealthy"
 
         await eventually(unhealthy)
+
+
+async def _nowhere(_message: Any) -> None:
+    """Where an answer goes that nobody waits for."""

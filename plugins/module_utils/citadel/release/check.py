@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from .compiled import gateway_paths
 from .journal import set_reserve
 from .layout import Layout
 from .links import FACES, links_of
@@ -122,7 +123,7 @@ def _gateway(layout: Layout, manifest: Manifest, run: Run) -> list[str]:
         str(configuration),
     ]
     try:
-        done = run(command, {"PYTHONPATH": str(layout.release(manifest.id) / "gateway")})
+        done = run(command, gateway_paths(layout.release(manifest.id)))
     except OSError as error:
         return [f"gateway environment: {error}"]
     if done.returncode == 0:

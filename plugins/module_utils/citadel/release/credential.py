@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from .compiled import gateway_paths
 from .failure import FailedError
 from .layout import Layout
 from .manifest import Manifest
@@ -55,12 +56,8 @@ class Credential:
         unit = (release / "units" / GATEWAY_TEMPLATE).read_text(encoding="utf-8")
         python = self._layout.inside(self._manifest.environments["gateway"]) / "bin/python"
         command = [str(python), "-B", "-m", "citadel_gateway", "keys", act, "--config", str(_configuration(release))]
-        return self._run([*command, *arguments], environment_of(unit).get("User", ""), _paths(release))
+        return self._run([*command, *arguments], environment_of(unit).get("User", ""), gateway_paths(release))
 
 
 def _configuration(release: Path) -> Path:
     return release / "config/gateway.yml"
-
-
-def _paths(release: Path) -> dict[str, str]:
-    return {"PYTHONPATH": str(release / "gateway")}

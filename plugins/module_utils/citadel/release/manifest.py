@@ -17,6 +17,9 @@ NAME = re.compile(r"^(\d{4,})-([0-9a-f]{8})$")
 FORMAT = 1
 
 
+_DERIVED = frozenset(("__pycache__", "compiled"))
+
+
 @dataclass(frozen=True)
 class Manifest:
     id: str
@@ -93,12 +96,12 @@ def read_manifest(release: Path) -> Manifest:
 
 
 def tampering(release: Path, manifest: Manifest) -> list[str]:
-    """How the files of a release differ from its manifest; compiled Python beside its source does not count."""
+    """How the files of a release differ from its manifest; what was compiled from its source does not count."""
     found = []
     present = {
         path.relative_to(release).as_posix()
         for path in release.rglob("*")
-        if path.is_file() and not path.is_symlink() and "__pycache__" not in path.parts
+        if path.is_file() and not path.is_symlink() and not _DERIVED.intersection(path.relative_to(release).parts)
     } - {"manifest.json"}
     for path in sorted(present | manifest.files.keys()):
         if path not in present:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from .compiled import compile_gateway
 from .failure import RefusedError
 from .files import flush_folder
 from .history import BAD, GOOD, WITHDRAWN, Histories
@@ -74,6 +75,11 @@ def stage(layout: Layout, wish: Wish, manifest: Manifest) -> bool:
         aside = layout.releases / f".{manifest.id}.new"
         try:
             _write(aside, wish, manifest)
+            compile_gateway(layout, aside, manifest)
+            _flush(aside)
+        except RefusedError:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
         except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -110,17 +116,22 @@ def _write(aside: Path, wish: Wish, manifest: Manifest) -> None:
     for path, text in {**wish.files, "manifest.json": manifest.text()}.items():
         target = aside / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        target.chmod(0o444)
+        target.write_text(text, encoding="utf-8", newline="")
     (aside / "env").mkdir(exist_ok=True)
     for name, environment in manifest.environments.items():
         (aside / "env" / name).symlink_to(environment)
-    for folder in [path for path in aside.rglob("*") if path.is_dir() and not path.is_symlink()]:
-        folder.chmod(0o755)
-        flush_folder(folder)
+
+
+def _flush(aside: Path) -> None:
+    """Everything is on the disk before the release has its name, and nobody writes to it any more."""
+    for path in [path for path in aside.rglob("*") if not path.is_symlink()]:
+        if path.is_dir():
+            path.chmod(0o755)
+            flush_folder(path)
+        else:
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+            path.chmod(0o444)
     flush_folder(aside)
 
 
