@@ -57,6 +57,13 @@ def test_every_model_streams_readable_words(gateway: str, model: str) -> None:
     assert re.fullmatch(r"[A-Za-z0-9 .,\-]+", text), text
 
 
+def test_its_path_is_compiled(llm: Host, unit: str) -> None:
+    pid = llm.check_output("systemctl show --property=MainPID --value %s", unit)
+    mapped = llm.check_output("grep --only-matching --extended-regexp '/opt/citadel/releases/.*' /proc/%s/maps", pid)
+    release = unit.removeprefix("citadel-gateway@").removesuffix(".service")
+    assert re.search(rf"releases/{release}/compiled/\w+__mypyc\.", mapped), mapped
+
+
 def test_an_unknown_model_is_refused_in_openais_form(gateway: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         call = urllib.request.Request(

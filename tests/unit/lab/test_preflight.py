@@ -112,7 +112,10 @@ def test_a_host_is_found_by_whatever_path_nspawn_was_started_with(tmp_path: Path
     """A scope of systemd's starts it by its whole path."""
     fake = tmp_path / "systemd-nspawn"
     fake.symlink_to("/bin/sh")
-    with subprocess.Popen([fake, "-c", "read x", "--directory=/somewhere"], stdin=subprocess.PIPE) as process:
+    words = [fake, "-c", "echo; read x", "--directory=/somewhere"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # a process has its words only a moment after it has begun
         found = dict(machine.running())
         process.kill()
     assert "--directory=/somewhere" in found[process.pid]
