@@ -38,6 +38,7 @@ logger = logging.getLogger("citadel_gateway")
 
 _LINGER = 1.0
 _HIGH_WATER = 64 * 1024  # of a body that nobody has asked for yet
+_PIPELINED = 16  # requests that may wait for the one before
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
 }
@@ -60,6 +61,7 @@ class Cycle:
         "_has_body",
         "_left",
         "_told",
+        "_version",
         "_waiter",
         "chunked",
         "done",
@@ -71,11 +73,12 @@ class Cycle:
         "whole",
     )
 
-    def __init__(self, connection: ClientConnection, *, keep_alive: bool, expects: bool, head: bool) -> None:
+    def __init__(self, connection: ClientConnection, version: str, method: str, *, keep_alive: bool) -> None:
         self._connection = connection
+        self._version = version
         self.keep_alive = keep_alive
-        self._has_body = not head
-        self._expects_continue = expects
+        self._has_body = method != "HEAD"
+        self._expects_continue = connection.expects_continue
         self.gone = False  # the client
         # the request's body
         self.parts: list[bytes] = []
@@ -179,7 +182,7 @@ class Cycle:
             self._has_body = False
         if self._has_body and self._left is None:
             # who speaks 1.0 knows no chunks: the end of the connection is the end of the answer
-            self.chunked = self._connection.version == "1.1"
+            self.chunked = self._version == "1.1"
             if self.chunked:
                 parts.append(b"transfer-encoding: chunked\r\n")
             else:
@@ -221,7 +224,6 @@ class ClientConnection(asyncio.Protocol):
         "_dated",
         "_deaf",
         "_draining",
-        "_expects_continue",
         "_fires_at",
         "_head_bytes",
         "_head_open",
@@ -231,6 +233,7 @@ class ClientConnection(asyncio.Protocol):
         "_next",
         "_parser",
         "_peer",
+        "_raw_left",
         "_read_paused",
         "_scheme",
         "_server",
@@ -240,10 +243,10 @@ class ClientConnection(asyncio.Protocol):
         "_url",
         "_waiting",
         "_worker",
+        "expects_continue",
         "loop",
         "state",
         "transport",
-        "version",
         "writable",
     )
 
@@ -254,7 +257,6 @@ class ClientConnection(asyncio.Protocol):
         self._all = connections
         self.loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport
-        self.version = "1.1"
         self.writable: asyncio.Event | None = None  # to wait for, if the client does not take what it gets
         self._parser = httptools.HttpRequestParser(self)
         # the first of several requests in one packet is answered although nothing may come after it
@@ -272,7 +274,8 @@ class ClientConnection(asyncio.Protocol):
         self._head_bytes = 0  # the most that the head can have: all that came since the packet that it began in
         self._headers: Headers = []
         self._url = b""
-        self._expects_continue = False
+        self.expects_continue = False
+        self._raw_left = 0  # of a body that the parser takes for another protocol
         self._read_paused = False
         self._draining = False
         self._deaf = False  # what still comes is not HTTP, or nobody wants it
@@ -318,13 +321,16 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
+            if self._raw_left:
+                self._raw_body(data)
             return
         self._head_bytes = len(data) + (self._head_bytes if self._head_open else 0)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
+        except httptools.HttpParserUpgrade as upgrade:
             # no other protocol is spoken here: the request is answered, and what follows it is not looked at
             self._last_one()
+            self._raw_body(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             if isinstance(error.__context__, _HeadTooLarge):
                 self._too_large()
@@ -348,15 +354,17 @@ class ClientConnection(asyncio.Protocol):
         self._head_open = True
         self._url = b""
         self._headers = []
-        self._expects_continue = False
+        self.expects_continue = False
 
     def on_url(self, url: bytes) -> None:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._head_open:
+            return  # a trailer, which nobody asked for
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
-            self._expects_continue = True
+            self.expects_continue = True
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -370,22 +378,19 @@ class ClientConnection(asyncio.Protocol):
         self._awaits = None
         parser = self._parser
         method = parser.get_method().decode()
-        self.version = parser.get_http_version()
+        version = parser.get_http_version()
         path, _, query = self._url.partition(b"?")
         if not path.startswith(b"/"):
             url = httptools.parse_url(self._url)  # the absolute form that proxies send
             path, query = url.path or b"/", url.query or b""
         text = path.decode("latin-1")
         cycle = self._incoming = Cycle(
-            self,
-            keep_alive=not self._draining and self.version == "1.1" and parser.should_keep_alive(),
-            expects=self._expects_continue,
-            head=method == "HEAD",
+            self, version, method, keep_alive=not self._draining and version == "1.1" and parser.should_keep_alive()
         )
         scope: Scope = {
             "type": "http",
             "asgi": _ASGI,
-            "http_version": self.version,
+            "http_version": version,
             "server": self._server,
             "client": self._peer,
             "scheme": self._scheme,
@@ -401,7 +406,8 @@ class ClientConnection(asyncio.Protocol):
             self._serve(cycle, scope)
         else:
             self._waiting.append((cycle, scope))
-            self._pause_reading()
+            if len(self._waiting) >= _PIPELINED:
+                self._pause_reading()
 
     def on_body(self, body: bytes) -> None:
         cycle = self._incoming
@@ -415,13 +421,29 @@ class ClientConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         cycle = self._incoming
-        self._incoming = None
         self._head_bytes = 0
+        if self._parser.should_upgrade():
+            # Java's client offers HTTP/2 with every request, and sends its body all the same
+            self._raw_left = next((int(value) for name, value in self._headers if name == b"content-length"), 0)
+            if self._raw_left:
+                return
+        self._incoming = None
         if cycle is not None:
             cycle.whole = True
             cycle.wake()
         # reading goes on while the answer is made, or nobody would notice that the client left
         self.resume_reading()
+
+    def _raw_body(self, data: bytes) -> None:
+        body = data[: self._raw_left]
+        self._raw_left -= len(body)
+        if body:
+            self.on_body(body)
+        cycle = self._incoming
+        if cycle is not None and not self._raw_left:
+            self._incoming = None
+            cycle.whole = True
+            cycle.wake()
 
     # what uvicorn's server calls
 
@@ -454,7 +476,7 @@ class ClientConnection(asyncio.Protocol):
         return self._date
 
     def resume_reading(self) -> None:
-        if self._read_paused and not self._waiting:
+        if self._read_paused and len(self._waiting) < _PIPELINED:
             self._read_paused = False
             self.transport.resume_reading()
 
@@ -487,6 +509,8 @@ class ClientConnection(asyncio.Protocol):
                 await self._app(scope, cycle.receive, cycle.send)
             except Exception:
                 logger.exception("an application failed")
+                if not cycle.started:
+                    cycle.respond(500, *_failure())
             if not cycle.done:
                 self.transport.abort()
 
@@ -542,6 +566,11 @@ class ClientConnection(asyncio.Protocol):
             b"connection: close\r\n\r\n" % len(body) + body
         )
         self.transport.close()
+
+
+def _failure() -> tuple[bytes, bytes]:
+    body = error_body(500, "gateway_error", "The gateway failed.")
+    return b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body), body
 
 
 def _address(name: Any) -> tuple[str, int | None] | None:

@@ -112,7 +112,7 @@ def test_a_host_is_found_by_whatever_path_nspawn_was_started_with(tmp_path: Path
     """A scope of systemd's starts it by its whole path."""
     fake = tmp_path / "systemd-nspawn"
     fake.symlink_to("/bin/sh")
-    words = [fake, "-c", "echo; read x", "--directory=/somewhere"]
+    words = [str(fake), "-c", "echo; read x", "--directory=/somewhere"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()  # a process has its words only a moment after it has begun

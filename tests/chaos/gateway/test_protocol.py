@@ -1,0 +1,170 @@
+"""The rarer parts of HTTP/1.1 on the clients' port, and what one request of a connection leaves to the next."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from tests.gateway.harness import MESSAGES, Lab, Raw, code_of, events, running, text_of
+from tests.gateway.simulator import Act, until
+
+pytestmark = pytest.mark.anyio
+
+CHAT = json.dumps({"messages": MESSAGES}).encode()
+STREAM = json.dumps({"messages": MESSAGES, "stream": True}).encode()
+
+
+def request(body: bytes, *lines: str, version: str = "1.1") -> bytes:
+    head = [f"POST /v1/chat/completions HTTP/{version}", "host: x", f"content-length: {len(body)}", *lines, "", ""]
+    return "\r\n".join(head).encode() + body
+
+
+async def rest(client: Raw) -> bytes:
+    return await asyncio.wait_for(client.reader.read(), 5.0)
+
+
+async def test_expect_is_answered_before_the_body_is_sent(lab: Lab) -> None:
+    whole = request(CHAT, "expect: 100-continue")
+    async with lab.raw() as client:
+        await client.send(whole[: -len(CHAT)])
+        assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        await client.send(CHAT)
+        assert (await client.answer())[0] == 200
+        await client.send(whole)  # who does not wait for it does not get it
+        assert (await client.answer())[0] == 200
+
+
+async def test_a_refused_expectation_costs_no_body(lab: Lab) -> None:
+    async with lab.raw() as client:
+        await client.send(request(CHAT, "expect: 100-continue", "content-encoding: gzip")[: -len(CHAT)])
+        status, body = await client.answer()
+        assert (status, code_of(body)) == (400, "unsupported_encoding")
+
+
+@pytest.mark.parametrize("body", [CHAT, STREAM], ids=["whole", "stream"])
+async def test_who_speaks_1_0_gets_no_chunks(lab: Lab, body: bytes) -> None:
+    async with lab.raw() as client:
+        await client.send(request(body, "connection: keep-alive", version="1.0"))
+        head, _, content = (await rest(client)).partition(b"\r\n\r\n")
+    assert b"connection: close" in head
+    assert b"transfer-encoding" not in head
+    assert content.startswith(b"data: {" if body is STREAM else b"{")
+    assert text_of(events(content)) if body is STREAM else json.loads(content)["choices"]
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+async def test_another_protocol_is_not_spoken(lab: Lab, pieces: int) -> None:
+    """Java's client offers HTTP/2 with each request."""
+    upgrade = ("connection: upgrade, http2-settings", "upgrade: h2c", "http2-settings: AAMAAABk")
+    whole = request(CHAT, *upgrade) + b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    async with lab.raw() as client:
+        middle = whole.index(CHAT) + 10
+        for piece in (whole,) if pieces == 1 else (whole[:50], whole[50:middle], whole[middle:]):
+            await client.send(piece)
+            await asyncio.sleep(0.02)
+        answer = await rest(client)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in answer
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+async def test_trailers_are_neither_headers_nor_kept(lab: Lab) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with lab.raw() as client:
+        chunks = b"%x\r\n%b\r\n0\r\nx-request-id: trailer\r\n\r\n" % (len(CHAT), CHAT)
+        await client.send(head + chunks)
+        assert b"x-request-id: trailer" not in await client.reader.readuntil(b"\r\n\r\n")
+    assert lab.records()[-1]["request_id"] != "trailer"
+
+
+async def test_the_next_request_follows_a_refused_body(lab: Lab) -> None:
+    """The refusal is sent before the body has come, and what then comes of it is not taken for a request."""
+    body = b"z" * 300_000
+    async with lab.raw() as client:
+        whole = request(body, "content-encoding: gzip")
+        await client.send(whole[:1000])
+        assert code_of((await client.answer())[1]) == "unsupported_encoding"
+        await client.send(whole[1000:] + request(CHAT))
+        assert (await client.answer())[0] == 200
+    await lab.settled()
+
+
+async def test_garbage_behind_a_request_waits_for_its_answer(lab: Lab) -> None:
+    lab.simulators["phi"].default = Act(delay=0.2)
+    async with lab.raw() as client:
+        await client.send(request(CHAT) + request(CHAT) + b"\x00garbage\r\n\r\n")
+        assert (await client.answer())[0] == 200
+        assert (await client.answer())[0] == 200
+        assert await rest(client) == b""
+
+
+async def test_requests_that_were_sent_together_end_with_their_client(lab: Lab) -> None:
+    simulator = lab.simulators["phi"]
+    simulator.default = Act(delay=30)
+    async with lab.raw() as client:
+        await client.send(request(CHAT) * 3)
+        await until(lambda: simulator.running == 1)
+        client.abort()
+    await until(lambda: simulator.seen[0].state == "aborted", 1.0)
+    await lab.settled()
+    assert len(simulator.seen) == 1
+
+
+async def test_a_body_behind_an_unfinished_answer_is_read_in_its_turn(lab: Lab) -> None:
+    """Reading stops while a request waits for the one before, and goes on with a body that filled the buffers."""
+    lab.simulators["phi"].default = Act(delay=0.2)
+    large = json.dumps({"messages": MESSAGES, "user": "u" * 3_000_000}).encode()
+    async with lab.raw() as client:
+        sending = asyncio.create_task(client.send(request(CHAT) + request(large) + request(CHAT)))
+        for _ in range(3):
+            assert (await asyncio.wait_for(client.answer(), 10.0))[0] == 200
+        await sending
+
+
+async def test_a_cut_request_leaves_the_connection_to_the_next() -> None:
+    """A key that is revoked ends what it runs; the same connection goes on with another."""
+    async with running() as lab:
+        lab.simulators["phi"].script.append(Act(delay=30))
+        ident, header = lab.key()
+        async with lab.raw() as client:
+            await client.send(request(CHAT, *(f"{name}: {value}" for name, value in header.items())))
+            await until(lambda: lab.gateway.walk.running)
+            lab.gateway.keys.revoke(ident)
+            lab.gateway.keys_changed()
+            status, body = await client.answer()
+            assert (status, code_of(body)) == (401, "revoked_api_key")
+            await client.send(request(CHAT, "x-request-timeout: 5"))
+            assert (await client.answer())[0] == 200
+        await lab.settled()
+
+
+async def test_a_bug_is_answered_and_told(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> str:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(lab.gateway.proxies, "address", broken)
+    async with lab.raw() as client:
+        await client.send(request(CHAT))
+        status, body = await client.answer()
+    assert (status, code_of(body)) == (500, "gateway_error")
+    assert "ZeroDivisionError" in caplog.text
+    monkeypatch.undo()
+    assert (await lab.chat()).status_code == 200
+
+
+async def test_an_idle_connection_may_ask_once_more_while_the_gateway_stops(lab: Lab) -> None:
+    async with lab.raw() as client:
+        await client.send(request(CHAT))
+        assert (await client.answer())[0] == 200
+        stopping = asyncio.create_task(lab.process.stop())
+        await until(lambda: lab.gateway.stopping)
+        await asyncio.sleep(0.2)  # uvicorn looks ten times a second whether it has to end
+        await client.send(request(CHAT))
+        answer = await rest(client)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in answer
+        await stopping
