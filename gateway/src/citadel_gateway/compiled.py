@@ -43,8 +43,9 @@ def compile_into(folder: Path) -> None:
         shutil.copytree(PACKAGE, work / "citadel_gateway", ignore=shutil.ignore_patterns("__pycache__"))
         os.chdir(work)  # mypy finds the package by the folder that it stands in
         files = [f"citadel_gateway/{module}.py" for module in MODULES]
-        extensions = mypycify(["--ignore-missing-imports", *files], opt_level="2", debug_level="0")
-        setup(name="citadel-gateway", ext_modules=extensions, script_args=["--quiet", "build_ext", "--inplace"])
+        extensions = mypycify(["--ignore-missing-imports", *files], opt_level="1", debug_level="0")
+        build = ["--quiet", "build_ext", "--inplace", "--parallel", "2"]
+        setup(name="citadel-gateway", ext_modules=extensions, script_args=build)
         shutil.rmtree(work / "build")
         shutil.rmtree(work / ".mypy_cache", ignore_errors=True)
         os.chdir("/")

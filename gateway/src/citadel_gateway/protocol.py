@@ -39,9 +39,9 @@ logger = logging.getLogger("citadel_gateway")
 _LINGER = 1.0
 _HIGH_WATER = 64 * 1024  # of a body that nobody has asked for yet
 _PIPELINED = 16  # requests that may wait for the one before
-_STATUS_LINES = {
-    status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
-}
+_GRACE = 1.0  # who knows a reason to end a slow client comes first
+_PHRASES = {status.value: status.phrase.encode() for status in http.HTTPStatus}
+_STATUS_LINES = {status: b"HTTP/1.1 %d %b\r\n" % (status, _PHRASES.get(status, b"")) for status in range(100, 1000)}
 _CLOSE = b"connection: close\r\n\r\n"
 _NO_BODY = (204, 304)
 _UNFIT = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
@@ -146,7 +146,13 @@ class Cycle:
             return False
         connection.transport.write(
             b"%b%b%b%b%b"
-            % (_STATUS_LINES[status], connection.date(), lines, b"\r\n" if self.keep_alive else _CLOSE, body)
+            % (
+                _STATUS_LINES[status],
+                connection.date(),
+                lines,
+                b"\r\n" if self.keep_alive else _CLOSE,
+                body if self._has_body else b"",
+            )
         )
         self.started = True
         self._finish()
@@ -220,10 +226,12 @@ class ClientConnection(asyncio.Protocol):
         "_all",
         "_app",
         "_awaits",
+        "_bodiless",
         "_date",
         "_dated",
         "_deaf",
         "_draining",
+        "_ending",
         "_fires_at",
         "_head_bytes",
         "_head_open",
@@ -231,6 +239,7 @@ class ClientConnection(asyncio.Protocol):
         "_idle",
         "_incoming",
         "_next",
+        "_packet",
         "_parser",
         "_peer",
         "_raw_left",
@@ -238,6 +247,7 @@ class ClientConnection(asyncio.Protocol):
         "_scheme",
         "_server",
         "_settings",
+        "_stuck",
         "_timer",
         "_until",
         "_url",
@@ -275,14 +285,18 @@ class ClientConnection(asyncio.Protocol):
         self._headers: Headers = []
         self._url = b""
         self.expects_continue = False
+        self._packet = 0
+        self._bodiless = 0  # bytes within a body that bring nothing of it: trailers, extensions of chunks
         self._raw_left = 0  # of a body that the parser takes for another protocol
         self._read_paused = False
         self._draining = False
         self._deaf = False  # what still comes is not HTTP, or nobody wants it
+        self._ending = False
         self._awaits: str | None = None
         self._until = 0.0
         self._fires_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._stuck: asyncio.TimerHandle | None = None  # to look whether the client takes what it gets
 
     # what asyncio calls
 
@@ -302,8 +316,9 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.state.connections.discard(self)
         self._all.discard(self)
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._stuck):
+            if timer is not None:
+                timer.cancel()
         self._deaf = True
         self._waiting.clear()
         self.resume_writing()
@@ -324,7 +339,9 @@ class ClientConnection(asyncio.Protocol):
             if self._raw_left:
                 self._raw_body(data)
             return
-        self._head_bytes = len(data) + (self._head_bytes if self._head_open else 0)
+        self._packet = len(data)
+        self._head_bytes = self._packet + (self._head_bytes if self._head_open else 0)
+        self._bodiless += self._packet
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -339,11 +356,17 @@ class ClientConnection(asyncio.Protocol):
         else:
             if self._head_open:
                 self._wait_for_head()
+            elif self._incoming is not None and self._bodiless > self._settings.max_header_bytes:
+                self._too_large()
 
     def pause_writing(self) -> None:
         self.writable = asyncio.Event()
+        self._await_flush()
 
     def resume_writing(self) -> None:
+        if self._stuck is not None and not self._ending:
+            self._stuck.cancel()
+            self._stuck = None
         if self.writable is not None:
             self.writable.set()
             self.writable = None
@@ -369,12 +392,13 @@ class ClientConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         headers = self._headers
-        if self._head_bytes > self._settings.max_header_bytes:
+        if self._head_bytes > self._settings.max_header_bytes or self._packet > self._settings.max_header_bytes:
             # a packet may hold more than a head
             size = len(self._url) + sum(len(name) + len(value) for name, value in headers)
             if size > self._settings.max_header_bytes:
                 raise _HeadTooLarge
         self._head_open = False
+        self._bodiless = 0
         self._awaits = None
         parser = self._parser
         method = parser.get_method().decode()
@@ -411,11 +435,12 @@ class ClientConnection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         cycle = self._incoming
+        self._bodiless = 0
         if cycle is None or cycle.done:
             return
         cycle.parts.append(body)
         cycle.size += len(body)
-        if cycle.size > _HIGH_WATER:
+        if cycle.size > _HIGH_WATER or (self._waiting and sum(one.size for one, _ in self._waiting) > _HIGH_WATER):
             self._pause_reading()
         cycle.wake()
 
@@ -452,15 +477,14 @@ class ClientConnection(asyncio.Protocol):
         if self._active is None:
             self._await("request", _LINGER)
         else:
-            self._active.keep_alive = False
+            self._end_with_the_last()
 
     # what cycles call
 
     def finished(self, cycle: Cycle) -> None:
         self._active = None
         if not cycle.keep_alive:
-            self._deaf = True
-            self.transport.close()
+            self._close(unread=self._incoming is cycle)
             return
         if self._waiting:
             self._serve(*self._waiting.popleft())
@@ -511,8 +535,9 @@ class ClientConnection(asyncio.Protocol):
                 logger.exception("an application failed")
                 if not cycle.started:
                     cycle.respond(500, *_failure())
-            if not cycle.done:
-                self.transport.abort()
+            finally:
+                if not cycle.done:
+                    self.transport.abort()
 
     def _wait_for_head(self) -> None:
         if self._head_bytes > self._settings.max_header_bytes:
@@ -542,7 +567,36 @@ class ClientConnection(asyncio.Protocol):
         elif self._awaits == "head":
             self._reply(408, "header_timeout", "The headers did not arrive in time.")
         else:
-            self.transport.close()
+            self._close()
+
+    def _close(self, *, unread: bool = False) -> None:
+        self._deaf = self._ending = True
+        if unread and self.transport.can_write_eof():
+            # closed with something unread, it would be reset, and the client would never learn why
+            self.transport.write_eof()
+            self.resume_reading()
+            self._look_again(_LINGER, self._close)
+            return
+        if self.transport.get_write_buffer_size():
+            self._await_flush()
+        self.transport.close()
+
+    def _await_flush(self) -> None:
+        """A client that takes nothing does not keep a connection, nor what it holds."""
+        size = self.transport.get_write_buffer_size()
+        self._look_again(self._settings.write_timeout + _GRACE, self._look_at_buffer, size)
+
+    def _look_at_buffer(self, before: int) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left >= before:
+            self.transport.abort()
+        elif left:
+            self._await_flush()
+
+    def _look_again(self, seconds: float, look: Callable[..., None], *arguments: int) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+        self._stuck = self.loop.call_later(seconds, look, *arguments)
 
     def _too_large(self) -> None:
         limit = self._settings.max_header_bytes
@@ -551,6 +605,9 @@ class ClientConnection(asyncio.Protocol):
     def _last_one(self) -> None:
         """Nothing more is read: the last request that is here ends the connection."""
         self._deaf = True
+        self._end_with_the_last()
+
+    def _end_with_the_last(self) -> None:
         last = self._waiting[-1][0] if self._waiting else self._active
         if last is not None:
             last.keep_alive = False
@@ -565,7 +622,7 @@ class ClientConnection(asyncio.Protocol):
             _STATUS_LINES[status] + b"content-type: application/json\r\ncontent-length: %d\r\n"
             b"connection: close\r\n\r\n" % len(body) + body
         )
-        self.transport.close()
+        self._close(unread=True)
 
 
 def _failure() -> tuple[bytes, bytes]:

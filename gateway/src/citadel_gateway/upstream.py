@@ -290,6 +290,7 @@ class Pool:
 
     async def request(self, data: bytes, most: float) -> Connection:
         """A connection on which the headers of the answer have arrived; `finish` it in any case."""
+        started = time.monotonic()
         while self._idle:
             connection, _ = self._idle.popitem()
             if connection.transport is None or connection.transport.is_closing():
@@ -307,11 +308,9 @@ class Pool:
                 connection.finish()
                 raise
             return connection
-        started = time.monotonic()
-        connection = await self._connect(most)
-        most -= time.monotonic() - started
+        connection = await self._connect(most - (time.monotonic() - started))
         try:
-            await connection.request(data, most)
+            await connection.request(data, most - (time.monotonic() - started))
         except BaseException:
             connection.finish()
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 
 import pytest
 
@@ -168,3 +169,101 @@ async def test_an_idle_connection_may_ask_once_more_while_the_gateway_stops(lab:
         assert answer.startswith(b"HTTP/1.1 200")
         assert b"connection: close" in answer
         await stopping
+
+
+BEHIND = {
+    "nothing": b"",
+    "a refusal": request(b"nonsense"),
+    "a stream": request(STREAM),
+    "half a body": request(CHAT)[:-5],
+    "the models": b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("behind", BEHIND)
+async def test_a_client_that_takes_nothing_is_let_go(behind: str) -> None:
+    """It has asked for a large answer, which it does not read, and for one thing more."""
+    short = {"write_timeout": 0.3, "body_timeout": 0.3, "keep_alive": 0.3}
+    async with running({"server": short}) as lab:
+        lab.simulators["phi"].script.append(Act(body=b'{"x":"' + b"y" * 8_000_000 + b'"}'))
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, ("127.0.0.1", lab.port()))
+            await loop.sock_sendall(client, request(CHAT) + BEHIND[behind])
+            await until(lambda: lab.gateway.connections)
+            await until(lambda: not lab.gateway.connections, 5.0)
+            await lab.settled()
+
+
+async def test_who_reads_slowly_but_reads_gets_all_of_a_last_answer() -> None:
+    """Longer than a client may take nothing at all; it is closed after this answer, and not before its end."""
+    content = b'{"x":"' + b"y" * 8_000_000 + b'"}'
+    async with running({"server": {"write_timeout": 0.1}}) as lab:
+        lab.simulators["phi"].script.append(Act(body=content))
+        async with lab.raw() as client:
+            client.writer.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            await client.send(request(CHAT, "connection: close"))
+            taken = b""
+            while part := await client.reader.read(1_000_000):
+                taken += part
+                await asyncio.sleep(0.3)
+        assert taken.partition(b"\r\n\r\n")[2] == content
+
+
+@pytest.mark.parametrize("endless", [b"0\r\nx: ", b"5;x="], ids=["trailer", "extension"])
+async def test_what_brings_nothing_of_a_body_is_bounded(lab: Lab, endless: bytes) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with lab.raw() as client:
+        await client.send(head + b"%x\r\n%b\r\n" % (len(CHAT), CHAT) + endless)
+        for _ in range(40):
+            client.writer.write(b"y" * 10_000)
+            await asyncio.sleep(0.002)
+        status, body = await client.answer()
+        assert (status, code_of(body)) == (431, "headers_too_large")
+    await lab.settled()
+
+
+async def test_a_head_behind_a_request_in_the_same_packet_is_bounded_too(lab: Lab) -> None:
+    small = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n"
+    async with lab.raw() as client:
+        await client.send(small + b"\r\n" + small + b"x: " + b"a" * 200_000 + b"\r\n\r\n")
+        assert (await client.answer())[0] == 200
+        assert (await rest(client)).partition(b" ")[2][:3] in (b"", b"431")
+
+
+@pytest.mark.parametrize("path", ["/nope", "/v1/chat/completions", "/v1/models", "/health"])
+async def test_head_is_answered_without_a_body(lab: Lab, path: str) -> None:
+    async with lab.raw() as client:
+        await client.send(f"HEAD {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode() + request(CHAT))
+        await client.reader.readuntil(b"\r\n\r\n")
+        assert (await client.answer())[0] == 200
+
+
+async def test_a_status_without_a_name_is_passed_on(lab: Lab) -> None:
+    lab.simulators["phi"].script.append(Act(status=499, body=b'{"error":{"message":"odd"}}'))
+    async with lab.raw() as client:
+        await client.send(request(CHAT))
+        status, body = await client.answer()
+        assert (status, json.loads(body)["error"]["message"]) == (499, "odd")
+
+
+async def test_requests_that_wait_are_answered_while_the_gateway_stops(lab: Lab) -> None:
+    lab.simulators["phi"].default = Act(delay=0.5)
+    async with lab.raw() as client:
+        await client.send(request(CHAT) * 2)
+        await until(lambda: lab.gateway.walk.running)
+        stopping = asyncio.create_task(lab.process.stop())
+        assert (await client.answer())[0] == 200
+        assert (await client.answer())[0] == 200
+        assert await rest(client) == b""
+        await stopping
+
+
+async def test_who_sends_too_much_can_read_why() -> None:
+    async with running({"server": {"max_body_bytes": 10_000}}) as lab, lab.raw() as client:
+        await client.send(request(b"x" * 4_000_000))
+        status, body = await client.answer()
+        assert (status, code_of(body)) == (413, "request_too_large")
+        assert await rest(client) == b""

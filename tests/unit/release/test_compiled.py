@@ -57,3 +57,21 @@ def test_without_a_compiler_the_source_runs(world: World) -> None:
     (world.layout.inside(ENVIRONMENT) / "bin" / "mypyc").unlink()
     manifest = world.stage(release_files(alpha="a1") | SOURCE, environments=environments)
     assert not (world.layout.release(manifest.id) / "compiled").exists()
+
+
+def test_what_was_compiled_is_looked_at_and_not_inherited_once_it_was_changed(world: World) -> None:
+    first = world.stage(release_files(alpha="a1") | SOURCE, environments=environment(world, GOOD))
+    compiled(world, first.id).chmod(0o644)
+    compiled(world, first.id).write_bytes(b"altered")
+    assert tampering(world.layout.release(first.id), first) == ["compiled/ was changed"]
+    second = world.stage(release_files(alpha="a2") | SOURCE, environments=environment(world, GOOD))
+    assert compiled(world, second.id).read_bytes() == b""
+
+
+def test_what_lies_in_the_current_folder_is_not_what_compiles(world: World) -> None:
+    words = '#!/bin/sh\necho "$@" > "$0.words"; pwd > "$0.folder"\n'
+    environments = environment(world, words + GOOD.partition("\n")[2])
+    world.stage(release_files(alpha="a1") | SOURCE, environments=environments)
+    programs = world.layout.inside(ENVIRONMENT) / "bin"
+    assert " -P " in (programs / "python.words").read_text()
+    assert (programs / "python.folder").read_text() == "/\n"

@@ -117,6 +117,7 @@ def _gateway(layout: Layout, manifest: Manifest, run: Run) -> list[str]:
     command = [
         f"{layout.inside(environment)}/bin/python",
         "-B",
+        "-P",
         "-m",
         "citadel_gateway",
         "check-config",

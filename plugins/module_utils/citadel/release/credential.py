@@ -55,7 +55,17 @@ class Credential:
         release = self._layout.release(self._manifest.id)
         unit = (release / "units" / GATEWAY_TEMPLATE).read_text(encoding="utf-8")
         python = self._layout.inside(self._manifest.environments["gateway"]) / "bin/python"
-        command = [str(python), "-B", "-m", "citadel_gateway", "keys", act, "--config", str(_configuration(release))]
+        command = [
+            str(python),
+            "-B",
+            "-P",
+            "-m",
+            "citadel_gateway",
+            "keys",
+            act,
+            "--config",
+            str(_configuration(release)),
+        ]
         return self._run([*command, *arguments], environment_of(unit).get("User", ""), gateway_paths(release))
 
 

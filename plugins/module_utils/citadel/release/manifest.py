@@ -17,7 +17,9 @@ NAME = re.compile(r"^(\d{4,})-([0-9a-f]{8})$")
 FORMAT = 1
 
 
-_DERIVED = frozenset(("__pycache__", "compiled"))
+# what the gateway's source was compiled to, and the digests of that: it follows from files and environments
+COMPILED = "compiled"
+COMPILED_DIGESTS = "compiled.json"
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,15 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def digests_of(folder: Path) -> dict[str, str]:
+    """The digest of every file below a folder, bytecode left out."""
+    return {
+        path.relative_to(folder).as_posix(): sha256(path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
 def content_digest(
     files: Mapping[str, str],
     environments: Mapping[str, str],
@@ -96,13 +107,16 @@ def read_manifest(release: Path) -> Manifest:
 
 
 def tampering(release: Path, manifest: Manifest) -> list[str]:
-    """How the files of a release differ from its manifest; what was compiled from its source does not count."""
+    """How the files of a release differ from its manifest, and what was compiled from what was written down of it;
+    bytecode beside its source does not count."""
     found = []
     present = {
         path.relative_to(release).as_posix()
         for path in release.rglob("*")
-        if path.is_file() and not path.is_symlink() and not _DERIVED.intersection(path.relative_to(release).parts)
-    } - {"manifest.json"}
+        if path.is_file()
+        and not path.is_symlink()
+        and not {"__pycache__", COMPILED}.intersection(path.relative_to(release).parts)
+    } - {"manifest.json", COMPILED_DIGESTS}
     for path in sorted(present | manifest.files.keys()):
         if path not in present:
             found.append(f"{path} is missing")
@@ -110,6 +124,13 @@ def tampering(release: Path, manifest: Manifest) -> list[str]:
             found.append(f"{path} was added")
         elif sha256((release / path).read_bytes()) != manifest.files[path]:
             found.append(f"{path} was changed")
+    if (release / COMPILED).exists() or (release / COMPILED_DIGESTS).exists():
+        try:
+            expected = json.loads((release / COMPILED_DIGESTS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            expected = {}
+        if digests_of(release / COMPILED) != expected:
+            found.append(f"{COMPILED}/ was changed")
     for name, target in sorted(manifest.environments.items()):
         lead = release / "env" / name
         if not lead.is_symlink() or str(lead.readlink()) != target:

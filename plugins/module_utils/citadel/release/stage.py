@@ -7,11 +7,12 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .compiled import compile_gateway
+from .compiled import add_compiled, compiled_gateway
 from .failure import RefusedError
 from .files import flush_folder
 from .history import BAD, GOOD, WITHDRAWN, Histories
@@ -63,7 +64,10 @@ def manifest_of(layout: Layout, wish: Wish, live: Live) -> Manifest:
 def stage(layout: Layout, wish: Wish, manifest: Manifest) -> bool:
     """Write the release unless it is there; True if it was not."""
     release = layout.release(manifest.id)
-    with locked(layout, f"the staging of {manifest.id}", wish.who, wish.at):
+    with (
+        compiled_gateway(layout, wish.files, manifest) if not release.is_dir() else nullcontext() as compiled,
+        locked(layout, f"the staging of {manifest.id}", wish.who, wish.at),
+    ):
         if release.is_dir():
             altered = tampering(release, read_manifest(release))
             if altered:
@@ -75,11 +79,9 @@ def stage(layout: Layout, wish: Wish, manifest: Manifest) -> bool:
         aside = layout.releases / f".{manifest.id}.new"
         try:
             _write(aside, wish, manifest)
-            compile_gateway(layout, aside, manifest)
+            if compiled is not None:
+                add_compiled(aside, compiled)
             _flush(aside)
-        except RefusedError:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
         except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
