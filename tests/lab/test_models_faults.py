@@ -119,6 +119,21 @@ def test_memory_beyond_the_plan_kills_it_alone(llm: Host, cursor: str) -> None:
     until(lambda: answers(llm, HURT), f"{HURT} serves again")
 
 
+def test_a_model_that_systemd_gave_up_on_is_tried_again(llm: Host) -> None:
+    until(lambda: answers(llm, HURT), f"{HURT} serves")
+    limit, delay = (f"/run/systemd/system/{name}.d" for name in (unit(HURT), f"citadel-revive@{HURT}.timer"))
+    try:
+        llm.run_test(f"mkdir -p {limit} {delay}")
+        llm.run_test("printf '[Unit]\\nStartLimitBurst=1\\n' > %s/soon.conf", limit)
+        llm.run_test("printf '[Timer]\\nOnActiveSec=\\nOnActiveSec=8\\n' > %s/soon.conf", delay)
+        llm.run_test("systemctl daemon-reload")
+        llm.run(f"systemctl kill --signal=KILL {unit(HURT)}")
+        until(lambda: shown(llm, HURT, "ActiveState") == "failed", "systemd gives up", 60)
+        until(lambda: answers(llm, HURT), f"{HURT} serves again")
+    finally:
+        llm.run(f"rm -rf {limit} {delay}; systemctl daemon-reload")
+
+
 def settings(llm: Host) -> dict[str, str]:
     text = llm.file(f"{CURRENT}/config/models/{HURT}.env").content_string
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))

@@ -86,6 +86,8 @@ def test_one_model(tiny: Path, tmp_path: Path) -> None:
         "units/citadel-llm.target",
         "units/citadel-llm@.service",
         "units/citadel-llm@phi-3-mini.service.d/plan.conf",
+        "units/citadel-revive@.service",
+        "units/citadel-revive@.timer",
     ], said
     assert not (tmp_path / "models").exists(), "check mode changed something"
     options = yaml.safe_load(files["config/models/phi-3-mini.yml"])

@@ -80,6 +80,8 @@ class SimulatedSystemd:
                 self._run(path.name)
 
     def _run(self, unit: str) -> None:
+        if "@." in unit:
+            raise FailedError(f"Unit name {unit} is missing the instance name.")
         digest = self._digest(unit)
         self.running.pop(unit, None)
         if digest not in self.crash:
@@ -247,6 +249,7 @@ def release_files(gateway: str = "g1", host: str = "h1", **models: str) -> dict[
     files = {
         "units/citadel-llm@.service": LLM,
         "units/citadel-llm.target": "[Unit]\nDescription=models\n[Install]\nWantedBy=multi-user.target\n",
+        "units/citadel-revive@.timer": "[Timer]\nOnActiveSec=300\n",
         "units/citadel-gateway@.service": GATEWAY.format(digest=gateway),
         "units/citadel-gateway.socket": "[Socket]\nListenStream=8000\n[Install]\nWantedBy=sockets.target\n",
         "config/gateway.yml": f"which: {gateway}\n",

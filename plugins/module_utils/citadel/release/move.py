@@ -198,8 +198,9 @@ def _runnable(host: Host) -> set[str]:
 
 
 def _units(manifest: Manifest, *kinds: str) -> list[str]:
+    """The release's own units of these kinds. Templates are none yet: something else makes units of them."""
     names = (path.removeprefix("units/") for path in sorted(manifest.files) if path.startswith("units/"))
-    return [name for name in names if name.endswith(kinds)]
+    return [name for name in names if name.endswith(kinds) and "@." not in name]
 
 
 @contextmanager
