@@ -16,7 +16,8 @@ from lab.settings import Host, Lab, LabError
 from lab.shell import run, succeeds
 
 CGROUPS = Path("/sys/fs/cgroup")
-# The controllers that enforce MemoryMax, CPUQuota, AllowedCPUs and TasksMax where they are still mounted one by one.
+# The controllers that enforce MemoryMax, CPUQuota and TasksMax where they are still mounted one by one; AllowedCPUs is
+# enforced by version 2 alone, CPUAffinity everywhere.
 CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "pids")
 # Where systemd keeps track of processes: shared, one host would take another's for its own.
 TRACKING = ("systemd", "unified")
@@ -61,7 +62,7 @@ def refuse_foreign(lab: Lab) -> None:
         if any(word.startswith(f"--machine={lab.prefix}-") for word in arguments) and not ours:
             raise LabError(
                 f"A lab {lab.prefix!r} runs already and was made from another checkout ({folder}): run `make destroy` "
-                "there, or name a second lab with LAB_PREFIX=other LAB_NETWORK=10.77.41."
+                "there, or leave LAB_PREFIX away: each checkout has a name of its own."
             )
 
 
