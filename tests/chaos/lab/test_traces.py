@@ -15,8 +15,8 @@ import pytest
 from lab.__main__ import down, up
 from lab.machine import CGROUPS, Machine
 from lab.network import FORWARDING
-from lab.preflight import PROGRAMS
 from lab.settings import ROOT, Host, Lab
+from tools import programs
 
 pytestmark = pytest.mark.timeout(600)
 ONE_HOST = "Lab.from_environment(), hosts=(Host('llm-01', 29),)"
@@ -30,9 +30,7 @@ up(replace({ONE_HOST}))
 
 @pytest.fixture
 def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    if os.geteuid() != 0 or any(
-        subprocess.run(["which", name], capture_output=True, check=False).returncode for name in PROGRAMS
-    ):
+    if os.geteuid() != 0 or programs.missing("demo"):
         pytest.skip("a lab host needs root and the lab's programs (`sudo make test` installs them)")
     monkeypatch.setenv("LAB_PREFIX", "trace")
     monkeypatch.setenv("LAB_NETWORK", "10.77.52")
@@ -53,7 +51,7 @@ def traces() -> dict[str, object]:
         "addresses": ours("ip", "-oneline", "-4", "addr"),
         "routes": ours("ip", "route", "show", "table", "all"),
         "nft": ours("nft", "list", "ruleset"),
-        "iptables": ours("iptables-save"),
+        "iptables": ours("iptables-save") if programs.find("iptables-save") else [],
         "mounts": ours("cat", "/proc/mounts"),
         "control groups": ours("find", str(CGROUPS), "-maxdepth", "2", "-name", "citadel-lab-*"),
         "processes": ours("pgrep", "--list-full", "systemd-nspawn"),
