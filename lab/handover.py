@@ -104,13 +104,13 @@ def settle(lab: Lab, host: Host, root: Path) -> None:
     )
     write("etc/ssh/sshd_config.d/10-lab.conf", SSHD)
     write(f"etc/sudoers.d/{USER}", f"{USER} ALL=(ALL:ALL) NOPASSWD: ALL\n", 0o440)
-    if not succeeds("chroot", root, "id", USER):
-        run("chroot", root, "useradd", "--create-home", "--shell=/bin/bash", USER)
+    if not succeeds("chroot", root, "/usr/bin/id", USER):
+        run("chroot", root, "/usr/sbin/useradd", "--create-home", "--shell=/bin/bash", USER)
     # root has the key too: what refuses root is sshd, as it would on a server where somebody left one
     for home in ("root", f"home/{USER}"):
         write(f"{home}/.ssh/authorized_keys", key(lab).with_suffix(".pub").read_text(), 0o600)
         (root / home / ".ssh").chmod(0o700)
-    run("chroot", root, "chown", "--recursive", f"{USER}:", f"/home/{USER}/.ssh")
+    run("chroot", root, "/usr/bin/chown", "--recursive", f"{USER}:", f"/home/{USER}/.ssh")
     write("etc/pip.conf", pip_configuration(pip_settings()))
     if CERTIFICATES.is_file():
         shutil.copyfile(CERTIFICATES, root / CERTIFICATES.relative_to("/"))

@@ -93,7 +93,9 @@ class Machine:
         return int(children[0]) if children else None
 
     def inside(self, *command: str) -> list[str]:
-        return ["nsenter", "--all", "--target", str(self.leader), "--", *command]
+        """A command on the host, with the host's PATH: ours leads to programs of this machine."""
+        path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        return ["nsenter", "--all", "--target", str(self.leader), "--", "/usr/bin/env", path, *command]
 
     def start(self, tree: Path, binds: Sequence[str], settle: Callable[[Path], None]) -> None:
         if self.pid is not None:

@@ -13,16 +13,8 @@ from lab import network
 from lab.machine import refuse_foreign
 from lab.settings import FLEET, Lab, LabError
 from lab.shell import succeeds
+from tools import programs
 
-# program -> the Debian package that brings it
-PROGRAMS = {
-    "systemd-nspawn": "systemd-container",
-    "mmdebstrap": "mmdebstrap",
-    "ip": "iproute2",
-    "nft": "nftables",
-    "ssh": "openssh-client",
-    "ssh-keygen": "openssh-client",
-}
 DISK_GIB = 25
 MEMORY_GIB = 12
 # a second LLM server with one model
@@ -73,7 +65,7 @@ def room(lab: Lab) -> None:
 def check(lab: Lab) -> None:
     """All that the lab needs of this machine."""
     room(lab)
-    missing = sorted({package for program, package in PROGRAMS.items() if not shutil.which(program)})
+    missing = programs.missing("demo")
     if missing:
         raise LabError(f"The lab needs programs that are not installed: apt-get install {' '.join(missing)}")
     refuse_foreign(lab)

@@ -44,11 +44,15 @@ def apt_settings() -> str:
 
 
 def tree(lab: Lab, packages: Sequence[str], suite: str = BOOKWORM) -> Path:
-    """Return the tree with these packages, building it first if no earlier run has."""
-    wanted = [*BASE_PACKAGES, *packages]
+    """The tree of a lab host with these packages."""
+    return bare_tree(lab.cache, [*BASE_PACKAGES, *packages], CLEAN, suite)
+
+
+def bare_tree(cache: Path, wanted: Sequence[str], hooks: Sequence[str] = (), suite: str = BOOKWORM) -> Path:
+    """Return the tree with these packages alone, building it first if no earlier run has."""
     sources, settings = apt_sources(suite), apt_settings()
-    inputs = "\0".join([suite, *wanted, sources, settings, *CLEAN, "with package lists"])
-    target = lab.cache / "trees" / hashlib.sha256(inputs.encode()).hexdigest()[:16]
+    inputs = "\0".join([suite, *wanted, sources, settings, *hooks, "with package lists"])
+    target = cache / "trees" / hashlib.sha256(inputs.encode()).hexdigest()[:16]
     if target.is_dir():
         return target
     # Built under a name that nobody reads and renamed when whole: an interrupted build leaves no half tree behind.
@@ -71,7 +75,7 @@ def tree(lab: Lab, packages: Sequence[str], suite: str = BOOKWORM) -> Path:
             "--skip=cleanup/apt/lists",
             f"--include={','.join(wanted)}",
             f"--aptopt={configuration}",
-            *(f"--customize-hook={hook}" for hook in CLEAN),
+            *(f"--customize-hook={hook}" for hook in hooks),
             suite,
             building,
             *(["-"] if sources else []),

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from tools import benchmark, deployment, locks, testing
+from tools import benchmark, deployment, locks, programs, testing
 from tools.phases import Failure, say
 
 VERBS: dict[str, Callable[[], None]] = {
@@ -38,6 +38,7 @@ def main() -> int:
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
+        programs.confine(verb)
         VERBS[verb]()
     except Failure as failure:
         print(f"\n{failure}", file=sys.stderr)

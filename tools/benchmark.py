@@ -35,7 +35,6 @@ class Run:
 def gateway() -> None:
     """The gateway beside others, in one run, in front of the same backends."""
     journal = Journal("bench-gateway")
-    toolchain.packages(journal, {"haproxy": "haproxy", "nginx": "nginx", "wrk": "wrk", str(DISTRIBUTION): "python3"})
     toolchain.python_tools(journal)
     # as it is deployed: the distribution's Python, the pinned packages, the path compiled
     python = toolchain.built(journal, "gateway", DISTRIBUTION) / "bin" / "python"
@@ -49,7 +48,6 @@ def gateway() -> None:
 def serving() -> None:
     """The tuned unit beside vLLM as it comes and llama.cpp's server, on the same weights."""
     journal = Journal("bench-serving")
-    toolchain.packages(journal, {"g++": "g++"})
     toolchain.python_tools(journal)
     vllm, llama = (toolchain.built(journal, name) for name in ("vllm", "bench-serving"))
     journal.phase(

@@ -158,7 +158,7 @@ def demo() -> None:
         assert lab is not None  # noqa: S101 - only the lab gets here
         journal = Journal("demo")
         preflight.room(lab)
-        toolchain.packages(journal, toolchain.LAB_PROGRAMS)
+        toolchain.packages(journal)
         preflight.check(lab)
         toolchain.python_tools(journal)
         playbook(journal, "bring up the hosts", "molecule/default/create.yml")

@@ -47,7 +47,6 @@ def cheap_checks(journal: Journal) -> None:
 def check() -> None:
     toolchain.require_python()
     journal = Journal("check")
-    toolchain.packages(journal, toolchain.TEST_PROGRAMS)
     toolchain.python_tools(journal)
     cheap_checks(journal)
     journal.finish()
@@ -63,8 +62,7 @@ def test() -> None:
         if root:
             # what would end the run in an hour ends it now
             preflight.room(lab)
-        toolchain.packages(journal, {**toolchain.TEST_PROGRAMS, **(toolchain.LAB_PROGRAMS if root else {})})
-        toolchain.python_tools(journal)
+        toolchain.python_tools(journal, "test" if root else "check")
         cheap_checks(journal)
         as_deployed(journal)
         if root:

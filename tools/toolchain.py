@@ -10,22 +10,12 @@ import sys
 from pathlib import Path
 
 from lab.handover import pip_settings
+from tools import programs
 from tools.phases import ROOT, Failure, Journal
 
 VENV = ROOT / ".venv"
 PINS = ROOT / "requirements" / "tools.txt"
 
-# program -> Debian package; what the lab needs besides is in lab/preflight.py
-LAB_PROGRAMS = {
-    "systemd-nspawn": "systemd-container",
-    "mmdebstrap": "mmdebstrap",
-    "ip": "iproute2",
-    "nft": "nftables",
-    "ssh": "openssh-client",
-    # the lab's hosts are Debian, also where this machine is not
-    "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
-}
-TEST_PROGRAMS = {"shellcheck": "shellcheck", "node": "nodejs", "npm": "npm"}
 
 
 def program(name: str) -> Path:
@@ -55,37 +45,37 @@ def require_python() -> None:
         )
 
 
-def packages(journal: Journal, wanted: dict[str, str]) -> None:
-    """Install Debian packages of programs that are not there; without root, name them."""
-    missing = sorted({package for name, package in wanted.items() if not (shutil.which(name) or Path(name).exists())})
+def packages(journal: Journal, verb: str = "") -> None:
+    """Install what the verb needs and this machine has not; without root, name it."""
+    verb = verb or journal.verb
+    missing = programs.missing(verb)
     if not missing:
         return
     if os.geteuid() != 0:
         raise Failure(
             f"These packages are needed and only root can install them: sudo apt-get install {' '.join(missing)}"
         )
-    if not shutil.which("apt-get"):
+    # a package's own scripts may call whatever Debian has
+    system = {"PATH": ":".join(programs.SYSTEM), "DEBIAN_FRONTEND": "noninteractive"}
+    if not shutil.which("apt-get", path=system["PATH"]):
         raise Failure(
             f"This machine has no apt-get: install {', '.join(missing)} with its own package manager, then run this "
             "again."
         )
-    quiet = {"DEBIAN_FRONTEND": "noninteractive"}
-    journal.phase("refresh package lists", ["apt-get", "update", "--quiet"], quiet)
+    journal.phase("refresh package lists", ["apt-get", "update", "--quiet"], system)
     install = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends"]
-    journal.phase(f"install {' '.join(missing)}", [*install, *missing], quiet)
+    journal.phase(f"install {' '.join(missing)}", [*install, *missing], system)
+    programs.confine(journal.verb)
 
 
-def python_tools(journal: Journal) -> None:
+def python_tools(journal: Journal, verb: str = "") -> None:
     """Make .venv hold exactly what is pinned; a stamp with the pins' digest tells whether it does."""
     require_python()
+    packages(journal, verb)
     digest = hashlib.sha256(PINS.read_bytes() + sys.version.encode()).hexdigest()
     stamp = VENV / "pins.sha256"
     if stamp.is_file() and stamp.read_text() == digest:
         return
-    try:
-        import ensurepip  # noqa: F401, PLC0415 - Debian ships it in a package of its own
-    except ImportError:
-        packages(journal, {"ensurepip, which is a module and never on PATH": "python3-venv"})
     journal.phase("make .venv", [sys.executable, "-m", "venv", "--clear", VENV])
     journal.phase(
         "install pinned tools", [program("pip"), "install", "--quiet", "--require-hashes", "--requirement", PINS]
@@ -131,13 +121,6 @@ def built(journal: Journal, name: str, python: Path = VENV / "bin" / "python") -
 
 def compiled(journal: Journal, python: Path) -> Path:
     """The gateway with its path compiled, as a release has it: a folder to put first in PYTHONPATH."""
-    headers = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('include'))"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    packages(journal, {"gcc": "gcc", f"{headers}/Python.h": "python3-dev"})
     source = ROOT / "gateway" / "src"
     digest = hashlib.sha256(bytes(python) + PINS.with_name("gateway.txt").read_bytes())
     for path in sorted(source.rglob("*.py")):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +16,8 @@ import pytest
 from lab.__main__ import down, up
 from lab.machine import CGROUPS, Machine, running
 from lab.network import FORWARDING
-from lab.preflight import PROGRAMS
 from lab.settings import ROOT, Host, Lab
+from tools import programs
 
 pytestmark = pytest.mark.timeout(600)
 ONE_HOST = "Lab.from_environment(), hosts=(Host('llm-01', 29),)"
@@ -32,7 +31,7 @@ up(replace({ONE_HOST}))
 
 @pytest.fixture
 def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    if os.geteuid() != 0 or any(shutil.which(name) is None for name in PROGRAMS):
+    if os.geteuid() != 0 or programs.missing("demo"):
         pytest.skip("a lab host needs root and the lab's programs (`sudo make test` installs them)")
     ours = Lab.from_environment().beside("c")
     for name, value in ours.settings.items():
@@ -60,7 +59,7 @@ def traces(lab: Lab) -> dict[str, object]:
         "routes": said("ip", "route", "show", "table", "all"),
         "nft": said("nft", "list", "ruleset"),
         # where docker or ufw have brought iptables, the lab lets its packets pass there; else there is nothing to see
-        "iptables": said("iptables", "-S", "FORWARD") if shutil.which("iptables") else [],
+        "iptables": said("iptables", "-S", "FORWARD") if programs.find("iptables") else [],
         "mounts": ours(Path("/proc/mounts").read_text().splitlines()),
         "control groups": ours(map(str, CGROUPS.glob("**/citadel-lab-*"))),
         "processes": ours(" ".join(arguments) for _, arguments in running()),

@@ -14,6 +14,7 @@ import pytest
 
 from lab import machine, network, preflight, settings, shell
 from lab.settings import ROOT, Lab, LabError
+from tools import programs
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -25,7 +26,7 @@ def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Lab:
     monkeypatch.setenv("FLEET", "")
     monkeypatch.setenv("CITADEL_CACHE", str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(shutil, "which", lambda program: f"/usr/bin/{program}")
+    monkeypatch.setattr(programs, "missing", lambda verb: [])
     monkeypatch.setattr(preflight, "succeeds", lambda *command: True)
     monkeypatch.setattr(network, "run", lambda *command: "[]")
     return Lab.from_environment()
@@ -45,7 +46,7 @@ def test_without_root(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_programs_are_named_by_their_packages(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda program: None if program in {"nft", "mmdebstrap"} else "x")
+    monkeypatch.setattr(programs, "missing", lambda verb: ["mmdebstrap", "nftables"])
     with pytest.raises(LabError, match="apt-get install mmdebstrap nftables"):
         preflight.check(lab)
 

@@ -1,0 +1,163 @@
+"""Every program that this repository starts on the machine it stands on, in one list.
+
+A verb finds `.venv/bin` and a folder of links made from this list: what is not declared here is found nowhere, so
+that it fails on the machine of whoever wrote it and not on somebody else's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.phases import ROOT, Failure
+
+FOLDER = ROOT / ".cache" / "programs"
+# Where the packages below put their programs; `sbin` is not on everybody's PATH, and a version manager's stand-in is
+# no use without the rest of that manager's PATH.
+SYSTEM = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+
+EVERY = frozenset({"every verb"})
+ESTATE = frozenset({"plan", "deploy", "rollback", "releases", "smoke", "status", "demo", "test", "bench-deploy"})
+LAB = frozenset({"demo", "test", "bench-deploy", "destroy"})
+CHECK = frozenset({"check", "test"})
+
+
+@dataclass(frozen=True)
+class Need:
+    """Programs of one Debian package, or something else of it that `there` looks for."""
+
+    package: str
+    verbs: frozenset[str]
+    programs: str = ""
+    there: Callable[[], bool] | None = None
+    # used where it is, and not missed where it is not
+    optional: bool = False
+
+    def names(self) -> list[str]:
+        return self.programs.split()
+
+    def found(self) -> bool:
+        return all(find(name) for name in self.names()) and (self.there is None or self.there())
+
+
+NEEDS = (
+    # Debian's essential packages, as far as they are used: their programs may stand in any script without a thought.
+    Need(
+        "coreutils",
+        EVERY,
+        "[ arch b2sum base32 base64 basename basenc cat chcon chgrp chmod chown chroot cksum comm cp csplit cut date "
+        "dd df dir dircolors dirname du echo env expand expr factor false fmt fold groups head hostid id install join "
+        "link ln logname ls md5sum mkdir mkfifo mknod mktemp mv nice nl nohup nproc numfmt od paste pathchk pinky pr "
+        "printenv printf ptx pwd readlink realpath rm rmdir runcon seq sha1sum sha224sum sha256sum sha384sum sha512sum "
+        "shred shuf sleep sort split stat stdbuf stty sum sync tac tail tee test timeout touch tr true truncate tsort "
+        "tty uname unexpand uniq unlink users vdir wc who whoami yes",
+    ),
+    Need("dash", EVERY, "sh"),
+    Need("bash", EVERY, "bash"),
+    Need("sed", EVERY, "sed"),
+    Need("grep", EVERY, "grep"),
+    Need("hostname", EVERY, "hostname"),
+    # of every checkout
+    Need("python3", EVERY, "python3"),
+    Need("python3-venv", EVERY, there=lambda: importlib.util.find_spec("ensurepip") is not None),
+    Need("git", EVERY, "git"),
+    Need("make", EVERY, "make"),
+    Need("mawk", EVERY, "awk"),
+    # Ansible's way to a host
+    Need("openssh-client", ESTATE, "ssh sftp scp ssh-keygen"),
+    # the hosts of a lab
+    Need("systemd-container", LAB, "systemd-nspawn"),
+    Need("systemd", LAB, "systemd-run"),
+    Need("mmdebstrap", LAB, "mmdebstrap"),
+    # the lab's hosts are Debian, also where this machine is not
+    Need("debian-archive-keyring", LAB, there=Path("/usr/share/keyrings/debian-archive-keyring.gpg").is_file),
+    Need("apt", LAB, "apt-get apt-config"),
+    Need("dpkg", LAB, "dpkg dpkg-deb"),
+    Need("tar", LAB, "tar"),
+    Need("util-linux", LAB, "unshare nsenter"),
+    Need("mount", LAB, "mount umount"),
+    Need("iproute2", LAB, "ip"),
+    Need("nftables", LAB, "nft"),
+    # a firewall that drops forwarded packets is asked to let the lab's pass
+    Need("iptables", LAB, "iptables iptables-save", optional=True),
+    # the tests
+    Need("shellcheck", CHECK, "shellcheck"),
+    Need("nodejs", CHECK, "node"),
+    Need("npm", CHECK, "npm"),
+    Need("systemd", CHECK, "systemd-analyze"),
+    Need("openssh-client", CHECK, "ssh ssh-keygen"),
+    Need("procps", frozenset({"test"}), "pgrep"),
+    Need("findutils", frozenset({"test"}), "find"),
+    # the gateway's path is compiled
+    Need("gcc", frozenset({"test", "bench-gateway"}), f"gcc {platform.machine()}-linux-gnu-gcc"),
+    Need("binutils", frozenset({"test", "bench-gateway", "bench-serving"}), "as ld"),
+    Need("python3-dev", frozenset({"test"}), there=lambda: Path(sysconfig.get_path("include"), "Python.h").is_file()),
+    # measuring: the gateway as it is deployed, with the distribution's Python, beside others
+    Need(
+        "python3-dev", frozenset({"bench-gateway"}), there=lambda: any(Path("/usr/include").glob("python3*/Python.h"))
+    ),
+    Need("haproxy", frozenset({"bench-gateway"}), "haproxy"),
+    Need("nginx", frozenset({"bench-gateway"}), "nginx"),
+    Need("wrk", frozenset({"bench-gateway"}), "wrk"),
+    Need("g++", frozenset({"bench-serving"}), "g++"),
+)
+
+
+def needs(verb: str) -> Iterator[Need]:
+    return (need for need in NEEDS if need.verbs == EVERY or verb in need.verbs)
+
+
+def missing(verb: str) -> list[str]:
+    """Packages that this verb needs and this machine has not."""
+    importlib.invalidate_caches()
+    return sorted({need.package for need in needs(verb) if not (need.optional or need.found())})
+
+
+def find(name: str) -> Path | None:
+    """Where a program of this machine is, from inside of a verb's PATH as well."""
+    if name == "python3":
+        # the real interpreter that runs this: neither a version manager's stand-in nor an environment's link
+        return Path(sys.executable).resolve()
+    found = shutil.which(name, path=":".join([*SYSTEM, os.environ.get("PATH", "")]))
+    if found is None:
+        return None
+    return Path(found).readlink() if FOLDER in Path(found).parents else Path(found)
+
+
+def confine(verb: str) -> None:
+    """From here on this process, and all that it starts, finds what its verb declares and nothing else."""
+    folder = FOLDER / verb
+    try:
+        _links(folder, verb)
+    except PermissionError as error:
+        raise Failure(
+            f"{error.filename} belongs to somebody else, who ran a verb in this checkout before: run this one as the "
+            f"same user, or remove {FOLDER.parent}."
+        ) from None
+    os.environ["PATH"] = str(folder)
+
+
+def _links(folder: Path, verb: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {name: path for need in needs(verb) for name in need.names() if (path := find(name))}
+    for link in folder.iterdir():
+        if link.name not in wanted:
+            link.unlink(missing_ok=True)
+    for name, path in wanted.items():
+        link = folder / name
+        if link.is_symlink() and link.readlink() == path:
+            continue
+        # renamed into its place, since the same verb may run beside us
+        aside = folder / f".{name}.{os.getpid()}"
+        with suppress(FileNotFoundError):  # another run took it for a stray link; it makes the same one
+            aside.symlink_to(path)
+            aside.replace(link)
