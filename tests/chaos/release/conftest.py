@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ from citadel.release.probe import Connection
 from citadel.release.stage import Wish, manifest_of, stage
 from citadel.release.survey import Live
 from citadel.release.unit import RESULTS, UNIT, Request, command, start
-from lab import handover, network
+from lab import handover, network, preflight
+from lab.__main__ import down
 from lab.machine import Machine, wait
 from lab.settings import Host, Lab
 from lab.tree import tree
 from tests.chaos.release.box.content import ENVIRONMENT
+from tools import programs
 
 PACKAGES = sysconfig.get_path("purelib")  # what the real gateway needs is installed beside these tests
 BOX = Path(__file__).parent / "box"
@@ -188,23 +191,21 @@ class Client:
 
 @pytest.fixture(scope="session")
 def box() -> Iterator[Box]:
-    if os.geteuid() != 0 or not shutil.which("systemd-nspawn") or not shutil.which("mmdebstrap"):
-        pytest.skip("a host with systemd needs root, systemd-nspawn and mmdebstrap")
-    settings = os.environ.get("CHAOS_LAB", "rlschaos 10.77.91").split()
-    os.environ["LAB_PREFIX"], os.environ["LAB_NETWORK"] = settings
-    lab = Lab.from_environment()
-    lab = Lab(lab.prefix, lab.network, (Host("box", 29),))
-    lab.directory.mkdir(parents=True, exist_ok=True)
-    lab.record.write_text(json.dumps({"ip_forward": network.FORWARDING.read_text().strip()}))
-    network.up(lab)
-    box = Box(lab)
-    try:
-        box.start()
-        yield box
-    finally:
-        box.machine.remove()
-        network.down(lab)
-        shutil.rmtree(lab.directory, ignore_errors=True)
+    if os.geteuid() != 0 or programs.missing("demo"):
+        pytest.skip("a host with systemd needs root and the lab's programs (`sudo make test` installs them)")
+    # a name, a bridge and addresses of its own: whatever this machine or another checkout serves is not met
+    lab = replace(Lab.from_environment().beside("b"), hosts=(Host("box", 29),))
+    with preflight.only_one(lab):
+        down(lab)  # what a run that was killed has left
+        lab.directory.mkdir(parents=True, exist_ok=True)
+        lab.record.write_text(json.dumps({"network": str(lab.network)}))
+        network.up(lab)
+        box = Box(lab)
+        try:
+            box.start()
+            yield box
+        finally:
+            down(lab)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ PYTHON = '#!/bin/sh\nexport PYTHONPATH="$PYTHONPATH:/srv/packages"\nexec /usr/bi
 PLAY = """\
 - hosts: llm_servers
   gather_facts: false
+  become: true
   tasks:
     - ansible.builtin.include_role: {name: gateway}
       when: entry is not defined

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[3]
 PLAY = """\
 - hosts: llm_servers
   gather_facts: false
+  become: true
   tasks:
     - ansible.builtin.include_role: {name: release, tasks_from: "{{ entry | default('main') }}"}
 """
