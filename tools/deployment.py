@@ -153,7 +153,6 @@ def ask(base: str, model: str | None = None) -> str:
 def demo() -> None:
     """The main job on this machine: hosts, deployment, and a question that a real model answers."""
     only_for_the_lab("demo")
-    toolchain.require_python()
     with hold() as lab:
         assert lab is not None  # noqa: S101 - only the lab gets here
         journal = Journal("demo")

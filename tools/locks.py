@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.phases import Failure, Journal, say
-from tools.toolchain import PINS, environment, indexes, program, python_tools, require_python
+from tools.toolchain import PINS, environment, indexes, program, python_tools
 
 FOLDER = PINS.parent
 # Hashes of every file and no addresses: where a package comes from is each machine's own affair.
@@ -47,7 +47,6 @@ LOCKS = {
 
 
 def lock() -> None:
-    require_python()
     names, upgrades = asked(os.environ.get("ONLY", ""), os.environ.get("UPGRADE", ""))
     journal = Journal("lock")
     python_tools(journal)

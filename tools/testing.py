@@ -50,7 +50,6 @@ def cheap_checks(journal: Journal) -> None:
 
 
 def check() -> None:
-    toolchain.require_python()
     journal = Journal("check")
     toolchain.python_tools(journal)
     cheap_checks(journal)
@@ -58,7 +57,6 @@ def check() -> None:
 
 
 def test() -> None:
-    toolchain.require_python()
     root = os.geteuid() == 0
     journal = Journal("test")
     try:

@@ -37,14 +37,6 @@ def run_python(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([program("python"), *arguments], cwd=ROOT, env={**os.environ, **paths()})
 
 
-def require_python() -> None:
-    if sys.version_info < (3, 11):
-        raise Failure(
-            f"python3 is {sys.version.split()[0]} and 3.11 or newer is needed: use Debian 12 or Ubuntu 24.04, or name "
-            "a newer one with `make PYTHON=python3.12 …`."
-        )
-
-
 def packages(journal: Journal, verb: str = "") -> None:
     """Install what the verb needs and this machine has not; without root, name it."""
     verb = verb or journal.verb
@@ -70,7 +62,6 @@ def packages(journal: Journal, verb: str = "") -> None:
 
 def python_tools(journal: Journal, verb: str = "") -> None:
     """Make .venv hold exactly what is pinned; a stamp with the pins' digest tells whether it does."""
-    require_python()
     packages(journal, verb)
     digest = hashlib.sha256(PINS.read_bytes() + sys.version.encode()).hexdigest()
     stamp = VENV / "pins.sha256"
@@ -134,4 +125,3 @@ def compiled(journal: Journal, python: Path) -> Path:
         journal.phase("compile the gateway", command, {"PYTHONPATH": str(source)})
         aside.rename(folder)
     return folder
-

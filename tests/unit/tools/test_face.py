@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+import tools
 from tools.__main__ import VERBS
 from tools.deployment import request
 from tools.phases import Failure
@@ -102,3 +105,10 @@ def test_a_gateway_that_wants_a_key_gets_it(monkeypatch: pytest.MonkeyPatch) -> 
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_an_older_python_is_told_so_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 13))
+    monkeypatch.setattr(sys, "version", "3.10.13 (main)")
+    with pytest.raises(SystemExit, match=r"python3 is 3\.10\.13 and 3\.11 or newer is needed"):
+        importlib.reload(tools)
