@@ -31,7 +31,7 @@ class Controller:
 
     def __init__(self, box: Box, folder: Path) -> None:
         handover.ssh_settings(box.machine.lab)
-        self._folder = folder
+        self._folder, self._lab = folder, box.machine.lab
         (folder / "play.yml").write_text(PLAY)
         (folder / "hosts").write_text(
             f"[llm_servers]\nbox ansible_ssh_common_args='-F {box.machine.lab.directory}/ssh_config'\n"
@@ -59,6 +59,8 @@ class Controller:
             env={
                 **os.environ,
                 "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
+                # named after host and user, a shared connection would lead to the box of another checkout
+                "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self._lab.sockets),
                 "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
             },
             capture_output=True,
