@@ -20,10 +20,10 @@ CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 SSHD = "PermitRootLogin no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
 
 
-def pip_settings() -> dict[str, list[str]]:
+def pip_settings(python: Path = Path(sys.executable)) -> dict[str, list[str]]:
     """Where pip of this machine finds packages: indexes, folders and certificates, from file and environment alike."""
     found: dict[str, list[str]] = {}
-    for line in lines(sys.executable, "-m", "pip", "config", "list"):
+    for line in lines(python, "-m", "pip", "config", "list"):
         key, _, value = line.partition("=")
         name = key.rsplit(".", 1)[-1]
         if name in {"index-url", "extra-index-url", "find-links", "trusted-host"}:

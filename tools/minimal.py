@@ -13,6 +13,7 @@ from pathlib import Path
 from lab import handover
 from lab.settings import Lab
 from lab.tree import bare_tree
+from tools import toolchain
 from tools.phases import REPORTS, ROOT, Journal
 
 PACKAGES = ("ca-certificates", "git", "make", "python3")
@@ -51,19 +52,19 @@ def copy_checkout(target: Path) -> None:
 
 def command(lab: Lab, tree: Path, work: Path, reports: Path) -> list[str | Path]:
     """The tree's files change in memory only; the checkout, and what is downloaded, lie on the disk."""
-    settings = handover.pip_settings()
+    settings = handover.pip_settings(toolchain.program("python"))
     pip = work / "pip.conf"
     pip.write_text(handover.pip_configuration(settings))
     names = work / "resolv.conf"
     names.write_text(handover.nameservers())
     downloads = lab.cache / "downloads" / "minimal"
-    for shared in ("apt/partial", "pip", "npm"):
+    for shared in ("apt/partial", "uv", "npm"):
         (downloads / shared).mkdir(parents=True, exist_ok=True)
     binds = [
         f"--bind={work / 'checkout'}:/checkout",
         f"--bind={reports}:/checkout/reports",
         f"--bind={downloads / 'apt'}:/var/cache/apt/archives",
-        f"--bind={downloads / 'pip'}:/root/.cache/pip",
+        f"--bind={downloads / 'uv'}:/root/.cache/uv",
         f"--bind={downloads / 'npm'}:/root/.npm",
         f"--bind-ro={pip}:/etc/pip.conf",
         f"--bind-ro={names}:/etc/resolv.conf",

@@ -88,15 +88,13 @@ NEEDS = (
     Need("iproute2", LAB, "ip"),
     Need("nftables", LAB, "nft"),
     # a firewall that drops forwarded packets is asked to let the lab's pass
-    Need("iptables", LAB, "iptables iptables-save", optional=True),
+    Need("iptables", LAB, "iptables", optional=True),
     # the tests
     Need("shellcheck", CHECK, "shellcheck"),
     Need("nodejs", CHECK, "node"),
     Need("npm", CHECK, "npm"),
     Need("systemd", CHECK, "systemd-analyze"),
     Need("openssh-client", CHECK, "ssh ssh-keygen"),
-    Need("procps", frozenset({"test"}), "pgrep"),
-    Need("findutils", frozenset({"test"}), "find"),
     # the gateway's path is compiled
     Need("gcc", frozenset({"test", "bench-gateway"}), f"gcc {platform.machine()}-linux-gnu-gcc"),
     Need("binutils", frozenset({"test", "bench-gateway", "bench-serving"}), "as ld"),
