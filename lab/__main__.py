@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
@@ -23,8 +24,7 @@ def up(lab: Lab) -> bool:
         return False
     lab.directory.mkdir(parents=True, exist_ok=True)
     # recorded before it is changed, so that `down` knows the way back even from a run that was cut off
-    if not lab.saved():
-        lab.record.write_text(json.dumps({"network": str(lab.network)}))
+    lab.record.write_text(json.dumps({"network": str(lab.network), "hosts": [host.name for host in lab.hosts]}))
     network.up(lab)
     handover.key(lab)
     handover.variables(lab)
@@ -34,7 +34,7 @@ def up(lab: Lab) -> bool:
     def bring_up(machine: Machine) -> None:
         host = machine.host
         machine.start(
-            tree(lab, host.packages),
+            tree(lab, host.packages, host.suite),
             handover.binds(lab, host),
             lambda root: handover.settle(lab, host, root),
         )
@@ -54,9 +54,10 @@ def down(lab: Lab) -> bool:
     with ThreadPoolExecutor(len(lab.hosts)) as pool:
         list(pool.map(lambda host: Machine(lab, host).remove(), lab.hosts))
     network.down(lab)
-    shutil.rmtree(lab.directory, ignore_errors=True)
-    if lab.directory.parent.is_dir() and not any(lab.directory.parent.iterdir()):
-        lab.directory.parent.rmdir()
+    for folder in (lab.sockets, lab.directory):
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another lab's stands beside it, or nothing was there
+            folder.parent.rmdir()
     return existed
 
 

@@ -10,10 +10,13 @@ import sys
 from pathlib import Path
 from urllib.parse import urlparse
 
-from lab.settings import Host, Lab
-from lab.shell import lines, run
+from lab.settings import FLEET, USER, Host, Lab
+from lab.shell import lines, run, succeeds
 
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+
+# As the estate has it: nobody logs in as root or with a password.
+SSHD = "PermitRootLogin no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
 
 
 def pip_settings() -> dict[str, list[str]]:
@@ -87,7 +90,8 @@ def settle(lab: Lab, host: Host, root: Path) -> None:
         file.chmod(mode)
 
     write("etc/hostname", f"{host.name}\n")
-    names = "".join(f"{lab.address(other)} {other.name}\n" for other in lab.hosts)
+    # hosts that may come later have their names already
+    names = "".join(f"{lab.address(other)} {other.name}\n" for other in dict.fromkeys((*lab.hosts, *FLEET)))
     write("etc/hosts", f"127.0.0.1 localhost\n{names}")
     write("etc/resolv.conf", nameservers())
     write("etc/machine-id", "")
@@ -96,8 +100,15 @@ def settle(lab: Lab, host: Host, root: Path) -> None:
         "etc/systemd/network/10-lab.network",
         f"[Match]\nName=host0\n\n[Network]\nAddress={lab.address(host)}/24\nGateway={lab.gateway}\n",
     )
-    write("root/.ssh/authorized_keys", key(lab).with_suffix(".pub").read_text(), 0o600)
-    (root / "root/.ssh").chmod(0o700)
+    write("etc/ssh/sshd_config.d/10-lab.conf", SSHD)
+    write(f"etc/sudoers.d/{USER}", f"{USER} ALL=(ALL:ALL) NOPASSWD: ALL\n", 0o440)
+    if not succeeds("chroot", root, "id", USER):
+        run("chroot", root, "useradd", "--create-home", "--shell=/bin/bash", USER)
+    # root has the key too: what refuses root is sshd, as it would on a server where somebody left one
+    for home in ("root", f"home/{USER}"):
+        write(f"{home}/.ssh/authorized_keys", key(lab).with_suffix(".pub").read_text(), 0o600)
+        (root / home / ".ssh").chmod(0o700)
+    run("chroot", root, "chown", "--recursive", f"{USER}:", f"/home/{USER}/.ssh")
     write("etc/pip.conf", pip_configuration(pip_settings()))
     if CERTIFICATES.is_file():
         shutil.copyfile(CERTIFICATES, root / CERTIFICATES.relative_to("/"))
@@ -113,9 +124,12 @@ def ssh_settings(lab: Lab) -> None:
         blocks.append(f"Host {host.name}\n    HostName {lab.address(host)}\n")
     (lab.directory / "known_hosts").write_text("".join(known))
     common = (
-        f"Host *\n    User root\n    IdentityFile {key(lab)}\n    IdentitiesOnly yes\n    LogLevel ERROR\n"
+        f"Host *\n    User {USER}\n    IdentityFile {key(lab)}\n    IdentitiesOnly yes\n    LogLevel ERROR\n"
         f"    UserKnownHostsFile {lab.directory / 'known_hosts'}\n    StrictHostKeyChecking yes\n"
+        f"    ControlPath {lab.sockets}/%C\n"
     )
+    lab.sockets.parent.mkdir(exist_ok=True)
+    lab.sockets.mkdir(mode=0o700, exist_ok=True)
     (lab.directory / "ssh_config").write_text("".join([*blocks, common]))
 
 

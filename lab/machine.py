@@ -61,7 +61,7 @@ def refuse_foreign(lab: Lab) -> None:
         if any(word.startswith(f"--machine={lab.prefix}-") for word in arguments) and not ours:
             raise LabError(
                 f"A lab {lab.prefix!r} runs already and was made from another checkout ({folder}): run `make destroy` "
-                "there, or name a second lab with LAB_PREFIX=other LAB_NETWORK=10.77.41."
+                "there, or leave LAB_PREFIX away: each checkout has a name of its own."
             )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lab import network
 from lab.machine import refuse_foreign
-from lab.settings import Lab, LabError
+from lab.settings import FLEET, Lab, LabError
 from lab.shell import succeeds
 
 # program -> the Debian package that brings it
@@ -25,6 +25,9 @@ PROGRAMS = {
 }
 DISK_GIB = 25
 MEMORY_GIB = 12
+# a second LLM server with one model
+FLEET_DISK_GIB = 6
+FLEET_MEMORY_GIB = 4
 
 
 def nearest(path: Path) -> Path:
@@ -46,21 +49,24 @@ def room(lab: Lab) -> None:
             "This machine does not allow network namespaces, and the lab's hosts live in them: use a virtual machine "
             "or a server of your own instead of a container."
         )
-    if lab.record.exists():
-        return  # a lab that stands already has the space and memory it needs
+    # what stands already has the space and memory it needs
+    standing = lab.record.exists()
+    fleet = any(host in FLEET and host.name not in lab.saved().get("hosts", []) for host in lab.hosts)
+    disk = (0 if standing else DISK_GIB) + (FLEET_DISK_GIB if fleet else 0)
+    memory = (0 if standing else MEMORY_GIB) + (FLEET_MEMORY_GIB if fleet else 0)
     for place in {nearest(lab.cache), nearest(lab.directory)}:
         free = shutil.disk_usage(place).free / 2**30
-        if free < DISK_GIB:
+        if free < disk:
             raise LabError(
-                f"The lab needs {DISK_GIB} GiB of disk and {place} has {free:.1f} GiB free: make "
-                f"{DISK_GIB - free:.1f} GiB of space, or set CITADEL_CACHE to a folder on a larger disk."
+                f"The lab needs {disk} GiB of disk and {place} has {free:.1f} GiB free: make "
+                f"{disk - free:.1f} GiB of space, or set CITADEL_CACHE to a folder on a larger disk."
             )
     meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(meminfo["MemAvailable"].split()[0]) / 2**20
-    if available < MEMORY_GIB:
+    if available < memory:
         raise LabError(
-            f"The lab with its models needs {MEMORY_GIB} GiB of memory and {available:.1f} GiB are available: stop "
-            "something, or destroy another lab (`make destroy`)."
+            f"The lab with its models needs {memory} GiB of memory and {available:.1f} GiB are available: stop "
+            f"something, {'leave FLEET away, ' if fleet else ''}or destroy another lab (`make destroy`)."
         )
 
 
@@ -93,7 +99,7 @@ def only_one(lab: Lab) -> Iterator[None]:
             holder = lock.read().strip() or "another process"
             raise LabError(
                 f"The lab {lab.prefix!r} is in use by {holder}: wait until that is done, or start a second lab beside "
-                "it with LAB_PREFIX=other LAB_NETWORK=10.77.41."
+                "it with LAB_PREFIX=other."
             ) from None
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")

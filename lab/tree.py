@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab.settings import BASE_PACKAGES, SUITE, Lab
+from lab.settings import BASE_PACKAGES, BOOKWORM, Lab
 from lab.shell import lines, run
 
 # What a fresh tree must not carry from one host to the next, and what would only wake up to use the network.
@@ -23,15 +23,19 @@ CLEAN = (
 APT_SETTINGS = re.compile(r"^Acquire::(http|https|Check-|Retries|ForceIPv)", re.IGNORECASE)
 
 
-def apt_sources() -> str:
-    """This machine's own package sources if it runs the same Debian, else the distribution's defaults."""
-    release = Path("/etc/os-release").read_text()
-    if f"VERSION_CODENAME={SUITE}" not in release:
+def apt_sources(suite: str) -> str:
+    """This machine's own sources of Debian, for this suite if the machine runs another; else the distribution's."""
+    release = re.search(r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(), re.MULTILINE)
+    if release is None:
         return ""
     parts = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*.sources"))]
-    texts = [part.read_text().strip() + "\n" for part in parts if part.is_file()]
-    # a list of mirrors in a file, or another vendor's key, is not there inside the tree
-    return "\n".join(text for text in texts if SUITE in text and "debian-archive" in text and "file:" not in text)
+    return for_suite([part.read_text() for part in parts if part.is_file()], release[1], suite)
+
+
+def for_suite(texts: Sequence[str], own: str, suite: str) -> str:
+    """Only Debian's own: a list of mirrors in a file, or another vendor's key, is not there inside the tree."""
+    kept = [text.strip() + "\n" for text in texts if own in text and "debian-archive" in text and "file:" not in text]
+    return re.sub(rf"\b{own}\b", suite, "\n".join(kept))
 
 
 def apt_settings() -> str:
@@ -39,11 +43,11 @@ def apt_settings() -> str:
     return "\n".join(kept) + "\n"
 
 
-def tree(lab: Lab, packages: Sequence[str]) -> Path:
+def tree(lab: Lab, packages: Sequence[str], suite: str = BOOKWORM) -> Path:
     """Return the tree with these packages, building it first if no earlier run has."""
     wanted = [*BASE_PACKAGES, *packages]
-    sources, settings = apt_sources(), apt_settings()
-    inputs = "\0".join([SUITE, *wanted, sources, settings, *CLEAN, "with package lists"])
+    sources, settings = apt_sources(suite), apt_settings()
+    inputs = "\0".join([suite, *wanted, sources, settings, *CLEAN, "with package lists"])
     target = lab.cache / "trees" / hashlib.sha256(inputs.encode()).hexdigest()[:16]
     if target.is_dir():
         return target
@@ -68,7 +72,7 @@ def tree(lab: Lab, packages: Sequence[str]) -> Path:
             f"--include={','.join(wanted)}",
             f"--aptopt={configuration}",
             *(f"--customize-hook={hook}" for hook in CLEAN),
-            SUITE,
+            suite,
             building,
             *(["-"] if sources else []),
             stdin=sources or None,

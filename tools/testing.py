@@ -53,18 +53,13 @@ def check() -> None:
     journal.finish()
 
 
-def beside(lab: Lab) -> Lab:
-    """The tests' own lab: whoever plays with the demo meanwhile is not disturbed."""
-    third = int(lab.network.network_address.packed[2]) + 1
-    return Lab.named(f"{lab.prefix[:9]}t", f"{lab.network.network_address.exploded.rsplit('.', 2)[0]}.{third % 256}")
-
-
 def test() -> None:
     toolchain.require_python()
     root = os.geteuid() == 0
     journal = Journal("test")
     try:
-        lab = beside(Lab.from_environment())
+        # whoever plays with the demo meanwhile is not disturbed
+        lab = Lab.from_environment().beside("t")
         if root:
             # what would end the run in an hour ends it now
             preflight.room(lab)
@@ -96,5 +91,4 @@ def on_the_lab(journal: Journal, lab: Lab) -> None:
     environment = toolchain.environment()
     hosts: list[str | Path] = [toolchain.program("pytest"), "tests/chaos/lab", "tests/chaos/release"]
     journal.phase("tests on hosts without models", hosts, environment, verdict)
-    own = {"LAB_PREFIX": lab.prefix, "LAB_NETWORK": str(lab.network.network_address).rpartition(".")[0]}
-    journal.phase("molecule test", [toolchain.program("molecule"), "test"], {**environment, **own}, verdict)
+    journal.phase("molecule test", [toolchain.program("molecule"), "test"], {**environment, **lab.settings}, verdict)

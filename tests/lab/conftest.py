@@ -1,4 +1,4 @@
-"""The lab's hosts as pytest-testinfra sees them, over the same ssh that Ansible uses."""
+"""The lab's hosts as pytest-testinfra sees them: over the same ssh as Ansible, and by sudo."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def lab() -> Lab:
 @pytest.fixture(scope="session")
 def on(lab: Lab) -> Callable[[str], Host]:
     settings = lab.directory / "ssh_config"
-    return lambda name: testinfra.get_host(f"ssh://{name}?ssh_config={settings}&controlpersist=60")
+    return lambda name: testinfra.get_host(f"ssh://{name}?ssh_config={settings}&controlpersist=60&sudo=true")
 
 
 @pytest.fixture(scope="session")
