@@ -16,7 +16,8 @@ from lab.settings import Host, Lab, LabError
 from lab.shell import run, succeeds
 
 CGROUPS = Path("/sys/fs/cgroup")
-# The controllers that enforce MemoryMax, CPUQuota, AllowedCPUs and TasksMax where they are still mounted one by one.
+# The controllers that enforce MemoryMax, CPUQuota and TasksMax where they are still mounted one by one; AllowedCPUs is
+# enforced by version 2 alone, CPUAffinity everywhere.
 CONTROLLERS = ("cpu", "cpuacct", "cpuset", "memory", "pids")
 # Where systemd keeps track of processes: shared, one host would take another's for its own.
 TRACKING = ("systemd", "unified")

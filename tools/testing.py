@@ -91,4 +91,6 @@ def on_the_lab(journal: Journal, lab: Lab) -> None:
     environment = toolchain.environment()
     hosts: list[str | Path] = [toolchain.program("pytest"), "tests/chaos/lab", "tests/chaos/release"]
     journal.phase("tests on hosts without models", hosts, environment, verdict)
-    journal.phase("molecule test", [toolchain.program("molecule"), "test"], {**environment, **lab.settings}, verdict)
+    # molecule names the place of its state after the checkout's last folder, and another's may have the same name
+    own = {**lab.settings, "MOLECULE_EPHEMERAL_DIRECTORY": str(ROOT / ".cache" / "molecule" / lab.prefix)}
+    journal.phase("molecule test", [toolchain.program("molecule"), "test"], {**environment, **own}, verdict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
+from lab.settings import Lab
+
 ROOT = Path(__file__).resolve().parents[2]
 INVENTORIES = ("citadel", "lab")
 # how to reach hosts that live on this machine is the lab's own affair
-ONLY_IN_THE_LAB = {"ansible_ssh_private_key_file", "ansible_ssh_common_args"}
+ONLY_IN_THE_LAB = {"ansible_ssh_private_key_file", "ansible_ssh_common_args", "ansible_control_path_dir"}
 
 
 @cache
@@ -70,7 +73,51 @@ def test_no_address_of_the_real_estate_reaches_a_play_in_the_lab(tmp_path: Path)
     )
     ask = ["ansible", "all", "-i", "inventory/lab", "-e", f"lab_directory={tmp_path}"]
     told = subprocess.run(
-        [*ask, "-m", "ansible.builtin.debug", "-a", "var=vars"], cwd=ROOT, capture_output=True, text=True, check=True
+        [*ask, "-m", "ansible.builtin.debug", "-a", "var=vars"],
+        cwd=ROOT,
+        env={**os.environ, "LAB_NETWORK": "10.77.40"},
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert "10.77.40.29" in told, "nothing was rendered"
     assert "192.168.10." not in told
+
+
+def listed(**environment: str) -> dict[str, Any]:
+    nothing_said = {"LAB_PREFIX": "nolab", "LAB_NETWORK": "", "FLEET": ""}
+    told = subprocess.run(
+        ["ansible-inventory", "-i", "inventory/lab", "--list"],
+        cwd=ROOT,
+        env={**os.environ, **nothing_said, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr
+    # a plugin's values are no templates, and ansible-inventory says so of each
+    found: dict[str, Any] = json.loads(told.stdout, object_hook=lambda each: each.get("__ansible_unsafe", each))
+    return found
+
+
+def test_ansible_by_hand_means_the_lab_that_make_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LAB_PREFIX", "LAB_NETWORK", "FLEET"):
+        monkeypatch.delenv(name, raising=False)
+    lab = Lab.from_environment()
+    told = listed(LAB_PREFIX="")["_meta"]["hostvars"]["data-01"]
+    assert told["lab_network"] == lab.settings["LAB_NETWORK"]
+    assert (told["lab_directory"], told["lab_sockets"]) == (str(lab.directory), str(lab.sockets))
+
+
+def test_the_labs_inventory_has_the_hosts_that_the_lab_has() -> None:
+    assert listed()["llm_servers"]["hosts"] == ["llm-01"]
+    fleet = listed(FLEET="1", LAB_NETWORK="10.77.41")
+    assert fleet["llm_servers"]["hosts"] == ["llm-01", "llm-02"]
+    second = fleet["_meta"]["hostvars"]["llm-02"]
+    assert second["ansible_host"] == "10.77.41.28"
+    assert "phi-3-mini" in second["citadel_models_overrides"]
+
+
+def test_a_setting_that_names_no_lab_ends_ansible() -> None:
+    with pytest.raises(AssertionError, match=r"LAB_PREFIX is 'No'.*Choose such a name"):
+        listed(LAB_PREFIX="No")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from lab.__main__ import down, up
-from lab.machine import CGROUPS, Machine
+from lab.machine import CGROUPS, Machine, running
 from lab.network import FORWARDING
 from lab.preflight import PROGRAMS
 from lab.settings import ROOT, Host, Lab
@@ -30,51 +32,56 @@ up(replace({ONE_HOST}))
 
 @pytest.fixture
 def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    if os.geteuid() != 0 or any(
-        subprocess.run(["which", name], capture_output=True, check=False).returncode for name in PROGRAMS
-    ):
+    if os.geteuid() != 0 or any(shutil.which(name) is None for name in PROGRAMS):
         pytest.skip("a lab host needs root and the lab's programs (`sudo make test` installs them)")
-    monkeypatch.setenv("LAB_PREFIX", "trace")
-    monkeypatch.setenv("LAB_NETWORK", "10.77.52")
-    small = replace(Lab.from_environment(), hosts=(Host("llm-01", 29),))
+    ours = Lab.from_environment().beside("c")
+    for name, value in ours.settings.items():
+        monkeypatch.setenv(name, value)
+    small = replace(ours, hosts=(Host("llm-01", 29),))
     yield small
     down(small)
 
 
-def traces() -> dict[str, object]:
+def traces(lab: Lab) -> dict[str, object]:
     """Everything that a lab of this name changes on a machine, as it is now; other labs may come and go meanwhile."""
 
-    def ours(*command: str) -> list[str]:
-        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-        return sorted(line for line in said.splitlines() if "trace" in line or "10.77.52." in line)
+    addresses = str(lab.network.network_address).removesuffix("0")
+
+    def ours(lines: Iterable[str]) -> list[str]:
+        return sorted(line for line in lines if lab.prefix in line or addresses in line)
+
+    def said(*command: str) -> list[str]:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return ours(done.stdout.splitlines())
 
     return {
-        "links": ours("ip", "-oneline", "link"),
-        "addresses": ours("ip", "-oneline", "-4", "addr"),
-        "routes": ours("ip", "route", "show", "table", "all"),
-        "nft": ours("nft", "list", "ruleset"),
-        "iptables": ours("iptables-save"),
-        "mounts": ours("cat", "/proc/mounts"),
-        "control groups": ours("find", str(CGROUPS), "-maxdepth", "2", "-name", "citadel-lab-*"),
-        "processes": ours("pgrep", "--list-full", "systemd-nspawn"),
+        "links": said("ip", "-oneline", "link"),
+        "addresses": said("ip", "-oneline", "-4", "addr"),
+        "routes": said("ip", "route", "show", "table", "all"),
+        "nft": said("nft", "list", "ruleset"),
+        # where docker or ufw have brought iptables, the lab lets its packets pass there; else there is nothing to see
+        "iptables": said("iptables", "-S", "FORWARD") if shutil.which("iptables") else [],
+        "mounts": ours(Path("/proc/mounts").read_text().splitlines()),
+        "control groups": ours(map(str, CGROUPS.glob("**/citadel-lab-*"))),
+        "processes": ours(" ".join(arguments) for _, arguments in running()),
         "forwarding": FORWARDING.read_text(),
-        "folder": (ROOT / ".lab/trace").exists(),
+        "folders": (lab.directory.exists(), lab.sockets.exists()),
     }
 
 
 def test_after_it_is_gone_everything_is_as_before(lab: Lab) -> None:
-    before = traces()
+    before = traces(lab)
     assert up(lab) is True
-    assert traces() != before
+    assert traces(lab) != before
     assert up(lab) is False, "a lab that stands needs nothing"
     assert down(lab) is True
-    assert traces() == before
+    assert traces(lab) == before
     assert down(lab) is False
 
 
 @pytest.mark.parametrize("moment", ["id_ed25519", "hosts/llm-01/root", "hosts/llm-01/console.log"])
 def test_a_run_that_was_killed_is_no_stumbling_block(lab: Lab, moment: str) -> None:
-    before = traces()
+    before = traces(lab)
     with subprocess.Popen([sys.executable, "-c", COMES_UP], cwd=ROOT) as process:
         deadline = time.monotonic() + 120
         while not (lab.directory / moment).exists():
@@ -85,4 +92,4 @@ def test_a_run_that_was_killed_is_no_stumbling_block(lab: Lab, moment: str) -> N
     up(lab)
     assert Machine(lab, lab.hosts[0]).leader is not None
     down(lab)
-    assert traces() == before
+    assert traces(lab) == before

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import machine, network, preflight, shell
+from lab import machine, network, preflight, settings, shell
 from lab.settings import ROOT, Lab, LabError
 
 Usage = namedtuple("Usage", "total used free")
@@ -21,6 +21,8 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.fixture
 def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Lab:
     monkeypatch.setenv("LAB_PREFIX", "unittest")
+    monkeypatch.setenv("LAB_NETWORK", "10.77.40")
+    monkeypatch.setenv("FLEET", "")
     monkeypatch.setenv("CITADEL_CACHE", str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(shutil, "which", lambda program: f"/usr/bin/{program}")
@@ -65,6 +67,28 @@ def test_too_little_memory_says_how_much(lab: Lab, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(preflight, "MEMORY_GIB", 10**6)
     with pytest.raises(LabError, match=r"needs 1000000 GiB of memory and [\d.]+ GiB are available"):
         preflight.check(lab)
+
+
+def test_a_second_llm_server_needs_room_of_its_own(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEET", "1")
+    monkeypatch.setattr(preflight, "DISK_GIB", 0)
+    monkeypatch.setattr(preflight, "FLEET_DISK_GIB", 0)
+    monkeypatch.setattr(preflight, "FLEET_MEMORY_GIB", 10**6)
+    with pytest.raises(LabError, match=r"needs 1000012 GiB of memory .* stop something, leave FLEET away, or destroy"):
+        preflight.check(Lab.from_environment())
+
+
+def test_hosts_that_stand_have_their_room_already(lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(settings, "ROOT", tmp_path)
+    for name in ("DISK_GIB", "MEMORY_GIB"):
+        monkeypatch.setattr(preflight, name, 10**6)
+    lab.directory.mkdir(parents=True)
+    lab.record.write_text(json.dumps({"network": "10.77.40.0/24", "hosts": [host.name for host in lab.hosts]}))
+    preflight.room(lab)
+    monkeypatch.setenv("FLEET", "1")
+    monkeypatch.setattr(preflight, "FLEET_MEMORY_GIB", 10**6)
+    with pytest.raises(LabError, match="needs 1000000 GiB of memory"):
+        preflight.room(Lab.from_environment())
 
 
 def test_a_range_that_is_taken(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
