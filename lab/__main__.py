@@ -1,4 +1,4 @@
-"""`python3 -m lab up|down|status`: the estate as real systemd hosts on this machine."""
+"""`python3 -m lab up|down|status|address`: the estate as real systemd hosts on this machine."""
 
 from __future__ import annotations
 
@@ -70,16 +70,27 @@ def status(lab: Lab) -> str:
     return "\n".join(rows)
 
 
+def address(lab: Lab, name: str) -> str:
+    found = next((host for host in lab.hosts if host.name == name), None)
+    if found is None:
+        raise LabError(f"The lab {lab.prefix!r} has no host {name!r}: it has {', '.join(h.name for h in lab.hosts)}.")
+    return lab.address(found)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="lab", description=__doc__)
-    parser.add_argument("verb", choices=["check", "up", "down", "status", "packets"])
-    verb = parser.parse_args().verb
+    parser.add_argument("verb", choices=["check", "up", "down", "status", "address", "packets"])
+    parser.add_argument("host", nargs="?", default="llm-01", help="whose address")
+    asked = parser.parse_args()
+    verb = asked.verb
     try:
         lab = Lab.from_environment()
         if verb == "check":
             preflight.check(lab)
         elif verb == "status":
             print(status(lab))
+        elif verb == "address":
+            print(address(lab, asked.host))
         elif verb == "packets":
             print(json.dumps(network.packets_to_estate(lab)))
         else:

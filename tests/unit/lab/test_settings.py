@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lab import settings
+from lab.__main__ import address
 from lab.settings import Lab, LabError
 
 ROUTES = """Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT
@@ -123,6 +124,13 @@ def test_a_second_llm_server_when_it_is_asked_for_and_as_long_as_it_stands(monke
     assert fleet.address(fleet.hosts[-1]).endswith(".28")
     record(fleet, network=str(fleet.network), hosts=names(fleet))
     assert names(lab(monkeypatch)) == ["llm-01", "data-01", "metrics-01", "llm-02"], "verbs see what came up"
+
+
+def test_where_a_host_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = lab(monkeypatch, LAB_NETWORK="10.77.41")
+    assert address(plain, "data-01") == "10.77.41.35"
+    with pytest.raises(LabError, match="has no host 'llm-02': it has llm-01, data-01, metrics-01"):
+        address(plain, "llm-02")
 
 
 def test_a_fleet_that_is_no_yes_or_no(monkeypatch: pytest.MonkeyPatch) -> None:
