@@ -94,7 +94,8 @@ def as_deployed(journal: Journal) -> None:
 
 def on_the_lab(journal: Journal, lab: Lab) -> None:
     environment = toolchain.environment()
-    hosts: list[str | Path] = [toolchain.program("pytest"), "tests/chaos/lab", "tests/chaos/release"]
+    hosts: list[str | Path] = [toolchain.program("pytest"), "tests/chaos/environment"]
+    hosts += ["tests/chaos/lab", "tests/chaos/release"]
     journal.phase("tests on hosts without models", hosts, environment, verdict)
     # molecule names the place of its state after the checkout's last folder, and another's may have the same name
     own = {**lab.settings, "MOLECULE_EPHEMERAL_DIRECTORY": str(ROOT / ".cache" / "molecule" / lab.prefix)}
