@@ -1,6 +1,6 @@
 # The face of the product. Each verb's work is in tools/, so that it can be read, typed and tested.
 PYTHON ?= python3
-export ENV YES TO FORCE KEY HOST LOCK_PYTHON LAB_PREFIX LAB_NETWORK CITADEL_CACHE PYTHONDONTWRITEBYTECODE = 1
+export ENV YES TO FORCE KEY HOST ONLY UPGRADE LAB_PREFIX LAB_NETWORK CITADEL_CACHE PYTHONDONTWRITEBYTECODE = 1
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -23,7 +23,7 @@ test: ## every test there is, on a lab of its own
 bench-deploy: ## time a cold demo, a warm one, and a deploy that changes nothing
 bench-gateway: ## the gateway beside others, in one run
 bench-serving: ## the tuned vLLM beside an untuned one and llama.cpp
-lock: ## pin anew what requirements/*.in ask for
+lock: ## pin what requirements/*.in ask for anew, where that has changed: ONLY=gateway UPGRADE=fastapi
 
 demo plan deploy rollback releases smoke status destroy check test capacity gateway bench-deploy bench-gateway bench-serving lock:
 	@$(PYTHON) -m tools $@

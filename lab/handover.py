@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlparse
 
+from lab import python_mirror
 from lab.settings import Host, Lab
 from lab.shell import lines, run
 
@@ -49,6 +50,7 @@ def binds(lab: Lab, host: Host) -> list[str]:
     """Read-only: packages and model files. Writable: downloads that the next lab can use again."""
     options = [f"--bind-ro={folder}" for folder in local_folders(pip_settings())]
     options.append(f"--bind-ro={models(lab)}:/srv/models")
+    options.append(f"--bind-ro={python_mirror.mirror(lab.cache)}:{python_mirror.INSIDE}")
     for name, inside in (("apt", "/var/cache/apt/archives"), ("packages", "/var/cache/citadel-packages")):
         shared = lab.cache / "downloads" / host.name / name
         (shared / "partial").mkdir(parents=True, exist_ok=True)
@@ -128,6 +130,7 @@ def variables(lab: Lab) -> None:
                 "lab_pip_index_url": (settings.get("index-url") or [""])[-1],
                 "lab_pip_extra_index_urls": settings.get("extra-index-url", []),
                 "lab_pip_find_links": settings.get("find-links", []),
+                **python_mirror.variables(lab.cache),
             },
             indent=2,
         )

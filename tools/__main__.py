@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from tools import benchmark, deployment, testing, toolchain
+from tools import benchmark, deployment, locks, testing
 from tools.phases import Failure, say
 
 VERBS: dict[str, Callable[[], None]] = {
@@ -21,7 +21,7 @@ VERBS: dict[str, Callable[[], None]] = {
     "destroy": deployment.destroy,
     "check": testing.check,
     "test": testing.test,
-    "lock": toolchain.lock,
+    "lock": locks.lock,
     "capacity": deployment.capacity,
     "gateway": deployment.gateway,
     "bench-deploy": benchmark.deploy,

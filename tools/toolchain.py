@@ -15,21 +15,6 @@ from tools.phases import ROOT, Failure, Journal
 VENV = ROOT / ".venv"
 PINS = ROOT / "requirements" / "tools.txt"
 
-# Hashes of every file and no addresses: where a package comes from is each machine's own affair.
-LOCKED = (
-    "--generate-hashes",
-    "--no-header",
-    "--no-emit-index-url",
-    "--no-emit-find-links",
-    "--quiet",
-)
-LOCKS: dict[str, tuple[str, ...]] = {
-    "gateway": (),
-    "bench-serving": (),
-    "tools": ("--universal", "--constraint=gateway.txt"),
-    "vllm": ("--override=vllm-overrides.txt",),
-}
-
 # program -> Debian package; what the lab needs besides is in lab/preflight.py
 LAB_PROGRAMS = {
     "systemd-nspawn": "systemd-container",
@@ -165,18 +150,3 @@ def compiled(journal: Journal, python: Path) -> Path:
         aside.rename(folder)
     return folder
 
-
-def lock() -> None:
-    """Write requirements/*.txt anew from what requirements/*.in ask for, with the hash of every file."""
-    require_python()
-    journal = Journal("lock")
-    python_tools(journal)
-    version = f"--python-version={os.environ.get('LOCK_PYTHON') or '3.11'}"
-    for name, options in LOCKS.items():
-        journal.phase(
-            f"lock {name}",
-            [program("uv"), "pip", "compile", f"{name}.in", f"--output-file={name}.txt", *LOCKED, *options, version],
-            {**environment(), **indexes()},
-            folder=PINS.parent,
-        )
-    journal.finish()

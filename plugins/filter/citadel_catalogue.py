@@ -1,8 +1,9 @@
-"""Filters that wire roles together: whole stanzas of the catalogue, and where an environment is."""
+"""Filters that wire roles together: whole stanzas of the catalogue, pins of a Python, and where an environment is."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,9 @@ from ansible.errors import AnsibleFilterError
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
 
 from citadel import catalogue
+
+# minor version of Python -> how the names of its lock files end
+PINNED = {"3.11": "", "3.12": "-3.12"}
 
 
 def citadel_stanzas(
@@ -37,6 +41,21 @@ def citadel_environment_path(item: Mapping[str, Any], root: str, python: str) ->
     return f"{root}/{item['key']}-{digest.hexdigest()[:12]}"
 
 
+def citadel_pins(name: str, python: str, checkout: str) -> str:
+    """The requirements of an environment, locked for the minor version that `citadel_python` names."""
+    minor = ".".join(python.split(".")[:2])
+    if minor not in PINNED or not re.fullmatch(r"3\.\d+(\.\d+)?", python):
+        raise AnsibleFilterError(
+            f"citadel_python = {python!r}: packages are pinned for {' and '.join(PINNED)}. Name a full version of these, "
+            'such as "3.11.18", which uv brings, or one of them alone, such as "3.12", for the host\'s own.'
+        )
+    return (Path(checkout) / "requirements" / f"{name}{PINNED[minor]}.txt").read_text(encoding="utf-8")
+
+
 class FilterModule:
     def filters(self) -> dict[str, Any]:
-        return {"citadel_stanzas": citadel_stanzas, "citadel_environment_path": citadel_environment_path}
+        return {
+            "citadel_stanzas": citadel_stanzas,
+            "citadel_environment_path": citadel_environment_path,
+            "citadel_pins": citadel_pins,
+        }
