@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import syslog
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ def stored(target: Path, deep: bool) -> tuple[dict[str, Any] | None, str]:
         return None, str(problem)
 
 
+def tell(line: str) -> None:
+    """A line in the journal. Not by `module.log`: Ansible is told not to log there what it does itself."""
+    syslog.openlog("ansible-citadel_model")
+    syslog.syslog(line)
+
+
 def run(module: AnsibleModule) -> dict[str, Any]:
     root = Path(module.params["root"])
     fetched, found = [], {}
@@ -66,7 +73,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
             fetched.append(f"{name} {revision}: {reason}")
             manifest = {"files": {}, "revision": revision}
             if not module.check_mode:
-                _, manifest = fetch.fetch(name, source, revision, root, module.log)
+                _, manifest = fetch.fetch(name, source, revision, root, tell)
         found[name] = {
             "path": str(root / name / revision),
             "revision": revision,

@@ -143,6 +143,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     return {
         "changed": False,
         "instances": instances,
+        "nodes": len(host.nodes),
         "models": chosen,
         "report": plan.report().splitlines(),
         "notes": list(plan.notes),

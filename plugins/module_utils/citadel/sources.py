@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, cast
+from typing import IO, Any, Protocol, cast
 
 # What vLLM reads. The same weights in other containers would only double the download.
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "*.model")
@@ -84,6 +84,26 @@ def safe(path: str) -> str:
     return path
 
 
+class TokenStaysHome(urllib.request.HTTPRedirectHandler):
+    """A hub sends us on to where its large files are: who is there is not to know the token."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        following = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if following is not None and origin(following.full_url) != origin(req.full_url):
+            following.remove_header("Authorization")
+        return following
+
+
+def origin(url: str) -> tuple[str, str]:
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme, parts.netloc
+
+
+WEB = urllib.request.build_opener(TokenStaysHome)
+
+
 class Web:
     """HTTP with ranges, for what hub and mirror share."""
 
@@ -100,7 +120,7 @@ class Web:
         headers = {**self.headers, **({"Range": f"bytes={offset}-"} if offset else {})}
         request = urllib.request.Request(address, headers=headers)  # noqa: S310 the scheme was checked
         try:
-            answer = urllib.request.urlopen(request, timeout=SILENCE_SECONDS)  # noqa: S310
+            answer = WEB.open(request, timeout=SILENCE_SECONDS)
         except urllib.error.HTTPError as error:
             if error.code in (408, 425, 429) or error.code >= 500:
                 raise Interrupted(f"{address} answered {error.code}") from error

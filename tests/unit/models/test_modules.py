@@ -36,7 +36,7 @@ def run(module: ModuleType, tiny: Path, root: Path, **more: Any) -> dict[str, An
         "root": str(root),
         "deep": False,
     }
-    ansible = SimpleNamespace(params={**params, **more}, check_mode=more.get("check", False), log=lambda line: None)
+    ansible = SimpleNamespace(params={**params, **more}, check_mode=more.get("check", False))
     found: dict[str, Any] = module.run(ansible)
     return found
 
@@ -64,3 +64,16 @@ def test_what_was_damaged_is_fetched_anew(module: ModuleType, tiny: Path, tmp_pa
     assert "model.safetensors was altered" in after["fetched"][0]
     assert after["models"] == before["models"]
     assert weights.read_bytes() == (tiny / "phi-3-mini" / "model.safetensors").read_bytes()
+
+
+def test_progress_is_told_to_the_journal(
+    module: ModuleType, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the name that docs/models.md gives; Ansible itself is told to log nothing there."""
+    names: list[str] = []
+    lines: list[str] = []
+    monkeypatch.setattr("syslog.openlog", names.append)
+    monkeypatch.setattr("syslog.syslog", lines.append)
+    run(module, tiny, tmp_path)
+    assert set(names) == {"ansible-citadel_model"}
+    assert lines[-1].startswith("phi-3-mini: 100% of ")
