@@ -71,12 +71,14 @@ def beside_itself(launcher: bytes, folder: str) -> bytes:
 def archive(content: list[tuple[str, bytes, bool]]) -> bytes:
     """The same files give the same bytes: no times, no owners, one order."""
     packed = io.BytesIO()
-    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0, compresslevel=6) as stream:
-        with tarfile.open(fileobj=stream, mode="w") as tar:
-            for name, data, executable in content:
-                entry = tarfile.TarInfo(f"python/{name}")
-                entry.size, entry.mode = len(data), 0o755 if executable else 0o644
-                tar.addfile(entry, io.BytesIO(data))
+    with (
+        gzip.GzipFile(fileobj=packed, mode="wb", mtime=0, compresslevel=6) as stream,
+        tarfile.open(fileobj=stream, mode="w") as tar,
+    ):
+        for name, data, executable in content:
+            entry = tarfile.TarInfo(f"python/{name}")
+            entry.size, entry.mode = len(data), 0o755 if executable else 0o644
+            tar.addfile(entry, io.BytesIO(data))
     return packed.getvalue()
 
 
@@ -85,8 +87,8 @@ def mirror(root: Path) -> Path:
     """A folder with the archive and uv's list of downloads, made once for this Python and kept below `root`."""
     if not (headers() / "Python.h").is_file():
         raise LabError(
-            f"The lab's hosts get this machine's Python, and {headers()} has no Python.h, which the gateway is compiled "
-            "against: apt-get install python3-dev."
+            f"The lab's hosts get this machine's Python, and {headers()} has no Python.h, which the gateway is "
+            "compiled against: apt-get install python3-dev."
         )
     content = list(files())
     digest = hashlib.sha256(RECIPE + version().encode())
@@ -130,6 +132,6 @@ def downloads(name: str, sha256: str) -> dict[str, dict[str, object]]:
 
 
 def variables(root: Path) -> dict[str, str]:
-    """For inventory/lab: which Python the hosts get, and from where. Made here, before several hosts ask for it at once."""
+    """For inventory/lab: which Python the hosts get, and from where; made before several of them ask at once."""
     mirror(root)
     return {"lab_python": version(), "lab_python_downloads": f"file://{INSIDE}/downloads.json"}

@@ -1,7 +1,7 @@
 """`make lock`: requirements/*.txt from what requirements/*.in ask for, with the hash of every file.
 
-A list whose wishes have not changed keeps its lock byte for byte, whatever the indexes offer today. ONLY=name,name looks
-at these alone; UPGRADE=package,package takes newer versions of these, in the lists that ONLY names.
+A list whose wishes have not changed keeps its lock byte for byte, whatever the indexes offer today. ONLY=name,name
+looks at these alone; UPGRADE=package,package takes newer versions of these, in the lists that ONLY names.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def wishes_of(path: Path) -> Iterator[str]:
 
 def versions(name: str) -> list[str]:
     """The pins of a lock without their hashes."""
-    return re.findall(r"^[A-Za-z0-9._-]+==[^\s;\\]+", (FOLDER / f"{name}.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    return re.findall(
+        r"^[A-Za-z0-9._-]+==[^\s;\\]+", (FOLDER / f"{name}.txt").read_text(encoding="utf-8"), re.MULTILINE
+    )
 
 
 def digest(name: str) -> str:
@@ -101,7 +103,7 @@ def digest(name: str) -> str:
 
 
 def compiled(journal: Journal, name: str, upgrades: list[str]) -> None:
-    """Compile one list. Its present pins are kept where they can be; the file is replaced only when the new one is whole."""
+    """Compile one list. Its present pins are kept where they can be, and the file is replaced as a whole."""
     one, target = LOCKS[name], FOLDER / f"{name}.txt"
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / target.name
@@ -145,7 +147,8 @@ def local_folders(settings: dict[str, str]) -> list[Path]:
 
 def known_files() -> dict[str, str]:
     """Hashes of files that not every machine reaches, by name of the file: requirements/known-files.txt."""
-    return dict(reversed(line.split()) for line in wishes_of(FOLDER / "known-files.txt"))
+    lines = (line.split() for line in wishes_of(FOLDER / "known-files.txt"))
+    return {name: sha256 for sha256, name in lines}
 
 
 def lend(python: str, folders: list[Path], into: Path) -> dict[str, str]:

@@ -94,7 +94,8 @@ def as_deployed(journal: Journal) -> None:
 
 def on_the_lab(journal: Journal, lab: Lab) -> None:
     environment = toolchain.environment()
-    hosts: list[str | Path] = [toolchain.program("pytest"), "tests/chaos/lab", "tests/chaos/release"]
+    hosts: list[str | Path] = [toolchain.program("pytest"), "tests/chaos/environment"]
+    hosts += ["tests/chaos/lab", "tests/chaos/release"]
     journal.phase("tests on hosts without models", hosts, environment, verdict)
     own = {"LAB_PREFIX": lab.prefix, "LAB_NETWORK": str(lab.network.network_address).rpartition(".")[0]}
     journal.phase("molecule test", [toolchain.program("molecule"), "test"], {**environment, **own}, verdict)

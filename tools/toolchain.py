@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lab import python_mirror
 from lab.handover import pip_settings
 from tools.phases import ROOT, Failure, Journal
 
@@ -24,6 +25,8 @@ LAB_PROGRAMS = {
     "ssh": "openssh-client",
     # the lab's hosts are Debian, also where this machine is not
     "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
+    # the lab's hosts get this machine's Python, and compile against it
+    f"{python_mirror.headers()}/Python.h": "python3-dev",
 }
 TEST_PROGRAMS = {"shellcheck": "shellcheck", "node": "nodejs", "npm": "npm"}
 

@@ -46,8 +46,8 @@ def citadel_pins(name: str, python: str, checkout: str) -> str:
     minor = ".".join(python.split(".")[:2])
     if minor not in PINNED or not re.fullmatch(r"3\.\d+(\.\d+)?", python):
         raise AnsibleFilterError(
-            f"citadel_python = {python!r}: packages are pinned for {' and '.join(PINNED)}. Name a full version of these, "
-            'such as "3.11.18", which uv brings, or one of them alone, such as "3.12", for the host\'s own.'
+            f"citadel_python = {python!r}: packages are pinned for {' and '.join(PINNED)}. Name a full version of "
+            'these, such as "3.11.18", which uv brings, or one of them alone, such as "3.12", for the host\'s own.'
         )
     return (Path(checkout) / "requirements" / f"{name}{PINNED[minor]}.txt").read_text(encoding="utf-8")
 

@@ -66,7 +66,15 @@ def test_the_hosts_of_the_lab_have_the_last_number_of_their_models() -> None:
 
 def test_no_address_of_the_real_estate_reaches_a_play_in_the_lab(tmp_path: Path) -> None:
     (tmp_path / "variables.json").write_text(
-        json.dumps({"lab_pip_index_url": "", "lab_pip_extra_index_urls": [], "lab_pip_find_links": []})
+        json.dumps(
+            {
+                "lab_pip_index_url": "",
+                "lab_pip_extra_index_urls": [],
+                "lab_pip_find_links": [],
+                "lab_python": "3.11.7",
+                "lab_python_downloads": "",
+            }
+        )
     )
     ask = ["ansible", "all", "-i", "inventory/lab", "-e", f"lab_directory={tmp_path}"]
     told = subprocess.run(

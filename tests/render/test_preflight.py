@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LAB = {"lab_pip_index_url": "", "lab_pip_extra_index_urls": [], "lab_pip_find_links": []}
+LAB = {
+    "lab_pip_index_url": "",
+    "lab_pip_extra_index_urls": [],
+    "lab_pip_find_links": [],
+    "lab_python": "3.11.7",
+    "lab_python_downloads": "",
+}
 
 
 @pytest.fixture
@@ -35,7 +41,12 @@ def test_both_inventories_pass_as_they_are(lab: Path, inventory: str) -> None:
         ("host_minimum_cores", "many", "argument 'host_minimum_cores' is of type str and we were unable to convert"),
         ("citadel_profile", "moon", "value of gateway_profile must be one of: development, production, got: moon"),
         ("citadel_share_cores", "perhaps", "argument 'models_share_cores' is of type str"),
-        ("environment_installer", "conda", "value of environment_installer must be one of: uv, pip, got: conda"),
+        (
+            "citadel_python",
+            "3.13",
+            "citadel_python = '3.13': packages are pinned for 3.11 and 3.12. Name a full version",
+        ),
+        ("citadel_python", "python3", "citadel_python = 'python3': packages are pinned for 3.11 and 3.12"),
         ("release_keep", "all", "argument 'release_keep' is of type str"),
     ],
 )

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 # What vLLM reads. The same weights in other containers would only double the download.
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "*.model")
@@ -87,10 +87,8 @@ def safe(path: str) -> str:
 class TokenStaysHome(urllib.request.HTTPRedirectHandler):
     """A hub sends us on to where its large files are: who is there is not to know the token."""
 
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
-    ) -> urllib.request.Request | None:
-        following = super().redirect_request(req, fp, code, msg, headers, newurl)
+    def redirect_request(self, req: urllib.request.Request, *answer: Any) -> urllib.request.Request | None:
+        following = super().redirect_request(req, *answer)
         if following is not None and origin(following.full_url) != origin(req.full_url):
             following.remove_header("Authorization")
         return following

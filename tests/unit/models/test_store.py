@@ -261,7 +261,9 @@ def elsewhere(hub: Hub) -> Iterator[Hub]:
 
 
 @pytest.mark.parametrize("away", [True, False])
-def test_a_token_is_not_sent_on_to_another_host(hub: Hub, elsewhere: Hub, root: Path, tmp_path: Path, away: bool) -> None:
+def test_a_token_is_not_sent_on_to_another_host(
+    hub: Hub, elsewhere: Hub, root: Path, tmp_path: Path, away: bool
+) -> None:
     hub.sends_on_to = elsewhere.url if away else hub.url
     (tmp_path / "token").write_text("secret\n")
     place = {"kind": "hub", "url": hub.url, "token_file": str(tmp_path / "token")}
