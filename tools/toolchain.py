@@ -152,4 +152,3 @@ def compiled(journal: Journal, python: Path) -> Path:
         journal.phase("compile the gateway", command, {"PYTHONPATH": str(source)})
         aside.rename(folder)
     return folder
-

@@ -27,15 +27,12 @@ PLAY = """
 """
 # each is killed where it begins, and from what it leaves the next run starts
 POINTS = (
-    "Name its file",
     "Fetch it",
     "Declare it whole",
     "Fetch Python",
     "Python has its name",
-    "Make the environment",
     "Write down what goes into it",
     "Install the packages",
-    "Import what it is for",
     "Declare the environment whole",
 )
 
@@ -52,7 +49,9 @@ def wheel(folder: Path, name: str, files: dict[str, str]) -> str:
     path = folder / f"{name}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as packed:
         for inside, text in {**content, f"{info}/RECORD": record}.items():
-            packed.writestr(inside, text)
+            entry = zipfile.ZipInfo(inside)
+            entry.external_attr = (0o755 if "/scripts/" in inside else 0o644) << 16
+            packed.writestr(entry, text)
     return f"{name}==1.0 --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
 
 
