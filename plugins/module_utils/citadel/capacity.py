@@ -12,7 +12,8 @@ from pathlib import Path
 from . import catalogue, remedies, tables
 from .catalogue import CatalogueError, Model
 from .needs import TOLERANCE, Knowledge, Measured, Need, deviation, needs_of, needs_of_model
-from .placement import Placed, Settings, gib, place
+from .placement import Placed, gib, place
+from .settings import Settings
 from .topology import GIB, Host
 from .variants import obstacle, runnable
 
@@ -137,7 +138,7 @@ def read_catalogue(path: Path) -> list[Model]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--catalogue", type=Path, default=Path("group_vars/llm_servers/models.yml"))
+    parser.add_argument("--catalogue", type=Path, default=Path("group_vars/all/models.yml"))
     parser.add_argument("--host", default="cores=16,ram=128", help="cores=24,ram=128,nodes=2,isa=amx; or `here`")
     parser.add_argument("--share-cores", action="store_true", help="several models on the same cores")
 

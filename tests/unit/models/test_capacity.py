@@ -14,7 +14,7 @@ from citadel.__main__ import main as cli
 from citadel.capacity import DoesNotFit
 from citadel.catalogue import CatalogueError
 from citadel.needs import Knowledge, Measured
-from citadel.placement import Settings
+from citadel.settings import Settings
 from citadel.topology import GIB, Host
 from citadel.variants import Processor, obstacle
 
@@ -121,7 +121,7 @@ def test_cores_that_the_host_does_not_have(models: Any) -> None:
 
 
 def test_an_unknown_model_is_not_guessed(models: Any, committed: dict[str, Any]) -> None:
-    stanza = {**committed["citadel_models"]["phi-3-mini"], "repository": "some/thing", "port": 11404}
+    stanza = {**committed["citadel_models"]["phi-3-mini"], "repository": "some/thing", "port": 11404, "aliases": []}
     with pytest.raises(CatalogueError, match=r"fifth.repository = 'some/thing'.*config.json"):
         capacity.plan(models(extra={"fifth": stanza}), ROOMY)
 
@@ -200,7 +200,7 @@ def test_what_runs_is_found_by_its_unit(tmp_path: Path) -> None:
 
 
 def test_the_face_prints_the_table_and_refuses(capsys: pytest.CaptureFixture[str]) -> None:
-    file = ["capacity", "--catalogue", str(ROOT / "group_vars/llm_servers/models.yml")]
+    file = ["capacity", "--catalogue", str(ROOT / "group_vars/all/models.yml")]
     assert cli([*file, "--host", "cores=24,ram=192"]) == 0
     assert "mixtral-8x7b" in capsys.readouterr().out
     assert cli([*file, "--host", "cores=24,ram=128,isa=amx"]) == 1
@@ -258,7 +258,7 @@ def test_whatever_is_planned_keeps_the_rules(
 
 
 def places() -> serving.Places:
-    return serving.Places("/env", "/opt/models", "/opt/cache", ("/lib/a.so", "/lib/b.so"), "127.0.0.1", 30, "INFO")
+    return serving.Places("/env", "/opt/models", "/opt/cache")
 
 
 def test_the_units_get_what_was_planned(models: Any) -> None:
