@@ -34,7 +34,7 @@ def test_both_inventories_pass_as_they_are(lab: Path, inventory: str) -> None:
     [
         ("host_minimum_cores", "many", "argument 'host_minimum_cores' is of type str and we were unable to convert"),
         ("citadel_profile", "moon", "value of gateway_profile must be one of: development, production, got: moon"),
-        ("citadel_models_settings", {"share_cores": "perhaps"}, "models_settings.share_cores = 'perhaps': give true or"),
+        ("citadel_models_settings", {"share_cores": "perhaps"}, "share_cores = 'perhaps': give true or false"),
         ("citadel_models_settings", {"reserve": 3}, "there is no such setting; known are share_cores, reserve_gib"),
         ("citadel_health_port", 8000, "citadel_ports.health = 8000: the gateway has that port already; change one"),
         ("citadel_share_cores", True, "citadel_share_cores is called citadel_models_settings.share_cores now"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -199,16 +201,23 @@ def test_what_runs_is_found_by_its_unit(tmp_path: Path) -> None:
     assert found == {"phi-3-mini": Measured(150 * 1024, 12.5), "hermes-2": Measured(0, 3.0)}
 
 
-def test_the_face_prints_the_table_and_refuses(capsys: pytest.CaptureFixture[str]) -> None:
-    file = ["capacity", "--catalogue", str(ROOT / "group_vars/all/models.yml")]
+def test_the_face_prints_the_table_and_refuses(
+    committed: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stanzas = catalogue.complete(committed["citadel_models"], committed["citadel_models_defaults"])
+    planned = tmp_path / "planned.json"
+    planned.write_text(json.dumps({"stanzas": stanzas, "settings": {"reserve_gib": 20}}))
+    file = ["capacity", "--planned", str(planned)]
     assert cli([*file, "--host", "cores=24,ram=192"]) == 0
-    assert "mixtral-8x7b" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "mixtral-8x7b" in told
+    assert re.search(r"reserve +20\.0", told), told
     assert cli([*file, "--host", "cores=24,ram=128,isa=amx"]) == 1
     assert "Smallest changes" in capsys.readouterr().err
     assert cli([*file, "--host", "ram=128"]) == 1
     assert "say cores=<count>" in capsys.readouterr().err
-    assert cli(["capacity", "--catalogue", "/nowhere.yml"]) == 1
-    assert "/nowhere.yml is no catalogue" in capsys.readouterr().err
+    assert cli(["capacity", "--planned", "/nowhere.json"]) == 1
+    assert "/nowhere.json holds no stanzas" in capsys.readouterr().err
 
 
 def test_a_lab_shares_cores_evenly(models: Any) -> None:
