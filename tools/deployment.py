@@ -22,6 +22,7 @@ from tools import toolchain
 from tools.phases import ROOT, Failure, Journal, say
 
 INVENTORIES = ROOT / "inventory"
+FLAGS = ("FORCE", "DIRTY")
 TOLD = re.compile(r"^(\S+) \| SUCCESS => (\{.*?^\})$", re.MULTILINE | re.DOTALL)
 FOR_PEOPLE = re.compile(r"""\s*(?:msg: (?P<quote>['"]))?\| (?P<said>.*?)(?(quote)(?P=quote))$""")
 # the documents' own check, to the letter: no model named, no key
@@ -224,8 +225,13 @@ def on_the_estate(verb: str, phase: str, path: str, *options: str) -> None:
 
 
 def said(**names: str) -> list[str]:
-    """What was said on make's command line, as variables of Ansible."""
-    given = {variable: os.environ[name] for variable, name in names.items() if os.environ.get(name)}
+    """What was said on make's command line, as variables of Ansible; a flag is set by anything but 0."""
+    words = {variable: os.environ.get(name, "") for variable, name in names.items()}
+    given = {
+        variable: True if names[variable] in FLAGS else word
+        for variable, word in words.items()
+        if word and not (names[variable] in FLAGS and word == "0")
+    }
     return ["--extra-vars", json.dumps(given)] if given else []
 
 

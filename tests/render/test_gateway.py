@@ -47,6 +47,8 @@ def render(tmp_path: Path, profile: str = "development", **more: dict[str, Any])
         "gateway_user": "agent0",
         "gateway_group": "agent0",
         "gateway_profile": profile,
+        "gateway_cors_origins": ["*"],
+        "gateway_settings": {"server": {"trusted_proxies": ["10.0.0.0/8"]}},
         "gateway_ports": {"api": 8000, "management": 8002, "health": 8080},
         "out": str(tmp_path / "out.json"),
     }
@@ -73,6 +75,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def config(files: dict[str, str]) -> Config:
     return parse(files["config/gateway.yml"])
+
+
+def test_it_is_as_it_was(files: dict[str, str]) -> None:
+    """Whoever changes what the gateway is told changes the file beside this one, and sees in the diff what follows."""
+    golden = Path(__file__).with_name("gateway.golden")
+    assert files["config/gateway.yml"] == golden.read_text()
 
 
 def test_the_gateway_accepts_it_and_knows_every_model(config: Config) -> None:

@@ -30,9 +30,10 @@ def test_both_have_the_same_groups() -> None:
 
 def test_what_an_inventory_says_is_known_to_the_product_or_its_own() -> None:
     """An inventory may say more than the example does; the example names nothing that is read nowhere."""
-    read = "".join(
-        path.read_text() for folder in ("group_vars", "roles") for path in (ROOT / folder).rglob("*.yml")
-    ) + (ROOT / "inventory/citadel/hosts.yml").read_text().partition("children:")[0]
+    read = (
+        "".join(path.read_text() for folder in ("group_vars", "roles") for path in (ROOT / folder).rglob("*.yml"))
+        + (ROOT / "inventory/citadel/hosts.yml").read_text().partition("children:")[0]
+    )
     for variable in inventory("citadel")["vars"]:
         assert len(re.findall(rf"\b{variable}\b", read)) > 1, f"{variable} is read nowhere"
 

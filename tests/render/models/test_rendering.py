@@ -116,14 +116,16 @@ def test_a_fifth_model_is_one_stanza(tiny: Path, tmp_path: Path) -> None:
     assert "Wants=citadel-llm@fifth.service" in after["units/citadel-llm.target"]
 
 
-def test_a_second_replica_is_one_line(tiny: Path, tmp_path: Path) -> None:
-    files, instances, said = render(tiny, tmp_path, {"phi-3-mini": {"replicas": 2}})
+def test_a_second_replica_is_one_line_and_so_is_an_option_of_its_unit(tiny: Path, tmp_path: Path) -> None:
+    files, instances, said = render(tiny, tmp_path, {"phi-3-mini": {"replicas": 2, "unit": {"Nice": 5}}})
     assert [(one["name"], one["port"], one["model"]) for one in instances] == [
         ("phi-3-mini-1", 11403, "phi-3-mini"),
         ("phi-3-mini-2", 11503, "phi-3-mini"),
     ], said
     served = {yaml.safe_load(files[f"config/models/phi-3-mini-{one}.yml"])["served-model-name"] for one in (1, 2)}
     assert served == {"phi-3-mini"}
+    assert "\nNice=5\n" in files["units/citadel-llm@phi-3-mini-2.service.d/plan.conf"]
+    assert "Nice" not in files["units/citadel-llm@.service"]
 
 
 def test_an_embeddings_model_is_one_stanza(tiny: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tools.__main__ import VERBS
-from tools.deployment import base_of, contracts, each_server, limited, request
+from tools.deployment import base_of, contracts, each_server, limited, request, said
 from tools.phases import Failure
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -99,6 +100,16 @@ def test_a_verb_meets_every_server_or_the_one_that_is_named(estate: Path, monkey
     monkeypatch.setenv("HOST", "three")
     with pytest.raises(Failure, match=rf"HOST is 'three': {estate} has no such LLM server; it has one, two\."):
         limited()
+
+
+def test_two_words_for_two_risks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"FORCE": "0", "DIRTY": "1", "TO": "1"}.items():
+        monkeypatch.setenv(name, value)
+    told = said(release_force="FORCE", release_allow_dirty="DIRTY", release_to="TO")
+    assert json.loads(told[1]) == {"release_allow_dirty": True, "release_to": "1"}
+    monkeypatch.setenv("DIRTY", "")
+    monkeypatch.setenv("TO", "")
+    assert said(release_force="FORCE", release_allow_dirty="DIRTY", release_to="TO") == []
 
 
 def test_an_inventory_without_hosts(estate: Path) -> None:
