@@ -1,22 +1,22 @@
 # The face of the product. Each verb's work is in tools/, so that it can be read, typed and tested.
 PYTHON ?= python3
-export ENV YES TO FORCE KEY HOST ONLY UPGRADE LAB_PREFIX LAB_NETWORK FLEET CITADEL_CACHE PYTHONDONTWRITEBYTECODE = 1
+export ENV YES TO FORCE DIRTY KEY HOST ONLY UPGRADE LAB_PREFIX LAB_NETWORK FLEET CITADEL_CACHE PYTHONDONTWRITEBYTECODE = 1
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help: ## print this list
-	@echo "make VERB [ENV=lab|citadel] [YES=1]"
+	@echo "make VERB [ENV=lab|citadel|path of an inventory] [HOST=one of its LLM servers] [YES=1]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: ## build the estate on this machine, deploy into it, and get an answer from a model
 plan: ## what a deploy would change, what it would restart and for how long
-deploy: ## deploy this checkout, proven by real inference, or leave everything as it was
-rollback: ## return to the release before, or to TO=<id>
+deploy: ## deploy this checkout, proven by real inference, or leave everything as it was; DIRTY=1: uncommitted changes too
+rollback: ## return to the release before, or to TO=<id or content>; FORCE=1: one that is marked bad too
 releases: ## every release on the server: age, state, what changed
 smoke: ## ask every model one question through the gateway
 status: ## hosts and health
 destroy: ## remove the lab without a trace
-capacity: ## whether the models fit a host, with the sum: HOST=cores=24,ram=128,nodes=2,isa=amx or HOST=here
+capacity: ## whether the models of ENV=citadel fit a host: HOST=cores=24,ram=128,nodes=2,isa=amx or HOST=here
 gateway: ## the gateway alone on this machine, before simulated models
 check: ## lint, types, unit and render tests: no root, no lab
 test: ## every test there is, on a lab of its own

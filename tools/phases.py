@@ -24,6 +24,7 @@ PATIENCE = 10.0  # seconds between asking a phase to end, telling it, and ending
 TASK = re.compile(r"^(?:TASK|RUNNING HANDLER|PLAY) \[(.*?)\]")
 FATAL = re.compile(r"^(?:fatal|failed): \[([^\]]+)\]")
 MESSAGE = re.compile(r"^\[ERROR\]: (?:Task failed: )?(?:Action failed: |Module failed: )?(.*)")
+RECAP = re.compile(r"^(\S+)\s+: ok=\d+.*\bunreachable=(\d+)\s+failed=(\d+)")
 COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -102,8 +103,11 @@ class Journal:
         return printed
 
     def _failure(self, name: str, printed: list[str], status: int) -> str:
-        task = host = ""
+        task = ""
         reason: list[str] = []
+        # the last that each host failed in; at the end Ansible counts those that it was not rescued from
+        told: dict[str, str] = {}
+        left: list[str] = []
         speaking = False  # a reason goes on over several lines until Ansible says where it comes from
         for line in printed:
             if match := TASK.match(line):
@@ -111,14 +115,18 @@ class Journal:
             elif match := MESSAGE.match(line):
                 reason, speaking = [match[1]], True
             elif match := FATAL.match(line):
-                host, speaking = host or match[1], False
+                message = "\n    ".join(reason)
+                told[match[1]] = f"the task {task!r} failed on {match[1]}: {message or 'no reason was given'}"
+                speaking = False
+            elif match := RECAP.match(line):
+                left += [match[1]] if match[2] != "0" or match[3] != "0" else []
             elif speaking and line.strip() and not line.startswith(("Origin:", "<<<")):
                 reason.append(line)
             else:
                 speaking = False
-        message = "\n    ".join(reason)
-        if host:
-            what = f"the task {task!r} failed on {host}: {message or 'no reason was given'}"
+        failed = [told[host] for host in (left or told) if host in told]
+        if failed:
+            what = "\n  and ".join(failed)
         else:
             last = [line for line in printed if line.strip()][-8:]
             what = f"it ended with status {status}, and its last words were:\n    " + "\n    ".join(last)

@@ -14,7 +14,7 @@ from ansible.errors import AnsibleFilterError
 # modules get the package from Ansible itself; on the controller it is found beside the plugins
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
 
-from citadel import catalogue
+from citadel import catalogue, contract
 
 # minor version of Python -> how the names of its lock files end
 PINNED = {"3.11": "", "3.12": "-3.12"}
@@ -24,13 +24,13 @@ def citadel_stanzas(
     models: Mapping[str, Any],
     defaults: Mapping[str, Any],
     overrides: Mapping[str, Any],
-    taken_ports: Mapping[int, str] | None = None,
+    ports: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """Every enabled model with its defaults and overrides applied, refused here already if it can't be meant."""
     try:
         stanzas = catalogue.complete(models, defaults, overrides)
-        catalogue.parse(stanzas, {int(port): name for port, name in (taken_ports or {}).items()})
-    except catalogue.CatalogueError as error:
+        catalogue.parse(stanzas, contract.taken(ports))
+    except ValueError as error:
         raise AnsibleFilterError(str(error)) from error
     return stanzas
 

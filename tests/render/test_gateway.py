@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from citadel import catalogue
 from citadel_gateway.config import Config, parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,14 +27,14 @@ PLAYBOOK = """
         dest: "{{ out }}"
         mode: "0644"
 """
-CATALOGUE = yaml.safe_load((ROOT / "group_vars/llm_servers/models.yml").read_text())
+CATALOGUE = yaml.safe_load((ROOT / "group_vars/all/models.yml").read_text())
 DEFAULTS = CATALOGUE["citadel_models_defaults"]
 
 
 def render(tmp_path: Path, profile: str = "development", **more: dict[str, Any]) -> dict[str, str]:
-    models = {name: {**DEFAULTS, **stanza} for name, stanza in {**CATALOGUE["citadel_models"], **more}.items()}
+    models = catalogue.complete({**CATALOGUE["citadel_models"], **more}, DEFAULTS)
     variables = {
-        "gateway_models": models,
+        "gateway_stanzas": models,
         "gateway_instances": [
             {"name": name, "model": name, "url": f"http://127.0.0.1:{model['port']}", "hidden_size": 64}
             for name, model in models.items()
@@ -46,6 +47,8 @@ def render(tmp_path: Path, profile: str = "development", **more: dict[str, Any])
         "gateway_user": "agent0",
         "gateway_group": "agent0",
         "gateway_profile": profile,
+        "gateway_cors_origins": ["*"],
+        "gateway_settings": {"server": {"trusted_proxies": ["10.0.0.0/8"]}},
         "gateway_ports": {"api": 8000, "management": 8002, "health": 8080},
         "out": str(tmp_path / "out.json"),
     }
@@ -74,6 +77,12 @@ def config(files: dict[str, str]) -> Config:
     return parse(files["config/gateway.yml"])
 
 
+def test_it_is_as_it_was(files: dict[str, str]) -> None:
+    """Whoever changes what the gateway is told changes the file beside this one, and sees in the diff what follows."""
+    golden = Path(__file__).with_name("gateway.golden")
+    assert files["config/gateway.yml"] == golden.read_text()
+
+
 def test_the_gateway_accepts_it_and_knows_every_model(config: Config) -> None:
     assert list(config.models) == list(CATALOGUE["citadel_models"])
     for name, model in config.models.items():
@@ -99,6 +108,7 @@ def test_strangers_are_served_in_development_only(config: Config, tmp_path: Path
 
 def test_a_fifth_model_is_one_stanza_more(tmp_path: Path) -> None:
     stanza = {"repository": "made/here", "port": 11410, "cores": 1, "context": 512, "kind": "embeddings"}
+    stanza |= {"revision": "r1", "batched_tokens": 512, "sequences": 4}
     fifth = parse(render(tmp_path, fifth={**stanza, "timeout": 60, "concurrent": 8})["config/gateway.yml"]).models[
         "fifth"
     ]

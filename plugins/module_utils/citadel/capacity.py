@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,8 @@ from pathlib import Path
 from . import catalogue, remedies, tables
 from .catalogue import CatalogueError, Model
 from .needs import TOLERANCE, Knowledge, Measured, Need, deviation, needs_of, needs_of_model
-from .placement import Placed, Settings, gib, place
+from .placement import Placed, gib, place
+from .settings import Settings
 from .topology import GIB, Host
 from .variants import obstacle, runnable
 
@@ -125,27 +127,25 @@ def sketch(text: str) -> Host:
         raise ValueError(f"--host {text}: {error}") from None
 
 
-def read_catalogue(path: Path) -> list[Model]:
-    import yaml  # noqa: PLC0415 only where Ansible is, never on a host
-
+def read_planned(path: Path) -> tuple[list[Model], Settings]:
+    """Complete stanzas and settings, as the verb `capacity` takes them from an inventory."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        stanzas = catalogue.complete(found["citadel_models"], found.get("citadel_models_defaults", {}))
-    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is no catalogue: {error}") from error
-    return catalogue.parse(stanzas)
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return catalogue.parse(found["stanzas"]), Settings.of(found["settings"])
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} holds no stanzas and settings: {error}") from error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--catalogue", type=Path, default=Path("group_vars/llm_servers/models.yml"))
+    parser.add_argument("--planned", type=Path, required=True, help="{stanzas: ..., settings: ...} as JSON")
     parser.add_argument("--host", default="cores=16,ram=128", help="cores=24,ram=128,nodes=2,isa=amx; or `here`")
-    parser.add_argument("--share-cores", action="store_true", help="several models on the same cores")
 
 
 def run(arguments: argparse.Namespace) -> int:
     try:
         host = Host.here(Path("/")) if arguments.host == "here" else sketch(arguments.host)
-        print(plan(read_catalogue(arguments.catalogue), host, Settings(arguments.share_cores)).report())
+        models, settings = read_planned(arguments.planned)
+        print(plan(models, host, settings).report())
     except (DoesNotFit, ValueError) as problem:
         print(problem, file=sys.stderr)
         return 1

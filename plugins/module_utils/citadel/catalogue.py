@@ -11,8 +11,17 @@ KINDS = ("chat", "embeddings")
 VARIANTS = ("bf16", "int8", "int4")  # from the most faithful to the smallest
 SOURCES = ("hub", "mirror", "directory", "archive")
 REPLICA_PORT_STEP = 100
+# option of the unit -> what decides it
+PLANNED = {
+    "MemoryMax": "memory_gb",
+    "CPUAffinity": "cpus",
+    "AllowedCPUs": "cpus",
+    "TimeoutStartSec": "the measured start",
+}
 # systemd would escape anything else in an instance name, and file names and metric labels carry it too.
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9._]|-(?!-)){0,47}")
+# what clients may call it by besides; repositories have a slash
+ALIAS = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]){0,95}")
 REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -56,6 +65,24 @@ class Model:
     structured_output: bool
     engine: Mapping[str, Any]
     generation: Mapping[str, Any]
+    unit: Mapping[str, Any] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+    strengths: tuple[str, ...] = ()
+    objectives: Mapping[str, Any] = field(default_factory=dict)
+    vector_size: int = 0
+
+    @property
+    def endpoints(self) -> list[str]:
+        return ["embeddings"] if self.kind == "embeddings" else ["chat", "completions"]
+
+    @property
+    def capabilities(self) -> list[str]:
+        has = {
+            "streaming": self.kind == "chat",
+            "tools": bool(self.tool_parser),
+            "structured_output": self.structured_output,
+        }
+        return [name for name, there in has.items() if there]
 
     def instances(self) -> list[tuple[str, int]]:
         """The names and ports of its replicas; a single one bears the model's own name."""
@@ -156,6 +183,29 @@ class Stanza:
             raise self.refuse(key, "give a mapping of keys and values")
         return value
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self.keys.get(key) or []
+        if isinstance(value, str) or not all(isinstance(one, str) for one in value):
+            raise self.refuse(key, "give a list of texts")
+        return tuple(value)
+
+    def aliases(self) -> tuple[str, ...]:
+        for alias in self.texts("aliases"):
+            if not ALIAS.fullmatch(alias):
+                raise self.refuse(
+                    "aliases", f"{alias!r} is no name; use up to 96 letters, digits, '.', '_', '/' and '-'"
+                )
+        return self.texts("aliases")
+
+    def unit(self) -> Mapping[str, Any]:
+        """Options of systemd for this model alone; what the plan decides is not among them."""
+        for option in self.mapping("unit"):
+            if option in PLANNED:
+                raise self.refuse("unit", f"{option} follows from {PLANNED[option]}; change that")
+            if not re.fullmatch(r"[A-Z][A-Za-z]+", str(option)):
+                raise self.refuse("unit", f"{option!r} is no option of [Service]; see systemd.exec(5)")
+        return self.mapping("unit")
+
     def choice(self, key: str, choices: tuple[str, ...]) -> str:
         value = self.keys.get(key)
         if value not in choices:
@@ -219,6 +269,11 @@ class Stanza:
             structured_output=bool(self.keys.get("structured_output", True)),
             engine=self.mapping("engine"),
             generation=self.mapping("generation"),
+            unit=self.unit(),
+            aliases=self.aliases(),
+            strengths=self.texts("strengths"),
+            objectives=self.mapping("objectives"),
+            vector_size=self.number("vector_size", 0, 100_000) if "vector_size" in self.keys else 0,
         )
 
 
@@ -239,4 +294,11 @@ def parse(stanzas: Mapping[str, Mapping[str, Any]], taken_ports: Mapping[int, st
                     model.name, "replicas", model.replicas, f"two instances would be called {instance}; rename a model"
                 )
             names.add(instance)
+    called = {model.name: model.name for model in models}
+    for model in models:
+        for alias in model.aliases:
+            if called.setdefault(alias, model.name) != model.name or alias == model.name:
+                raise CatalogueError(
+                    model.name, "aliases", list(model.aliases), f"{alias} names {called[alias]} already; drop it"
+                )
     return models

@@ -10,33 +10,17 @@ from dataclasses import dataclass
 
 from .catalogue import CatalogueError, Model, format_cpus
 from .needs import Need
+from .settings import Settings
 from .topology import GIB, Host
 
 GB = 10**9
 MEMORY_MAX_FACTOR = 1.1
-RESERVE_BYTES, RESERVE_SHARE = 8 * GIB, 0.08  # for system, gateway and page cache: whichever is more
 LOAD_BYTES_PER_SECOND = 150e6  # a slow disk, nothing cached
 # Imports and compilation on a busy machine, and slack upon a measured load. A crash is told at once, so patience costs
 # nothing; and a figure that a slow day does not exceed leaves the units as they are.
 START_SECONDS, START_FACTOR = 600, 3
 # Few steps, so that a start that took a second more than the last one changes nothing.
 START_STEPS = (180, 300, 600, 1200, 2400, 4800, 9600)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the deployer decides beside the catalogue."""
-
-    share_cores: bool = False  # several models on the same cores, for a machine that has few
-    reserve: int = 0  # bytes; 0 is the rule above
-    revisions_kept: int = 2
-
-    def reserve_of(self, memory: int) -> int:
-        return self.reserve or max(RESERVE_BYTES, round(memory * RESERVE_SHARE))
-
-    def fixed_on(self, host: Host) -> int:
-        """What is not for models."""
-        return self.reserve_of(host.memory) + host.hugepages + host.tmpfs
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from functools import partial
 
 from .catalogue import VARIANTS, CatalogueError, Model
 from .needs import Knowledge, Need, needs_of, needs_of_model
-from .placement import GB, Settings, excess, place
+from .placement import GB, excess, place
+from .settings import Settings
 from .topology import GIB, Host
 from .variants import obstacle
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .catalogue import Model, format_cpus
 from .placement import Placed
+from .settings import Settings
 
 KV_DTYPE = "bfloat16"
 LEAST_CACHE = 1 << 26
@@ -28,10 +29,7 @@ class Places:
     environment: str
     models: str
     cache: str
-    libraries: tuple[str, ...]
-    address: str
-    drain: int
-    log_level: str
+    settings: Settings = field(default_factory=Settings)
 
 
 def options(place: Placed, places: Places) -> dict[str, Any]:
@@ -41,7 +39,7 @@ def options(place: Placed, places: Places) -> dict[str, Any]:
     chosen: dict[str, Any] = {
         "model": model_folder(model, need.variant, places),
         "served-model-name": model.name,
-        "host": places.address,
+        "host": places.settings.address,
         "port": need.port,
         "dtype": KV_DTYPE,
         "max-model-len": model.context,
@@ -50,7 +48,7 @@ def options(place: Placed, places: Places) -> dict[str, Any]:
         # Never left out, not even for an encoder, which keeps none: vLLM would ask for 92 % of the host's memory.
         "kv-cache-memory-bytes": need.cache or LEAST_CACHE,
         "max-num-queued-reqs": model.concurrent,
-        "shutdown-timeout": places.drain,
+        "shutdown-timeout": places.settings.drain,
         "seed": 0,
         "distributed-executor-backend": EXECUTOR,
         "disable-uvicorn-access-log": True,
@@ -90,7 +88,7 @@ def environment(place: Placed, places: Places) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_HOST_IP": "127.0.0.1",  # its processes speak to each other over loopback only
-        "VLLM_LOGGING_LEVEL": places.log_level,
+        "VLLM_LOGGING_LEVEL": places.settings.log_level,
         # All its cores compute (docs/decisions/025), and lend themselves soon to what else runs on them.
         "OMP_NUM_THREADS": str(len(place.cpus)),
         "KMP_BLOCKTIME": "5",
@@ -99,11 +97,11 @@ def environment(place: Placed, places: Places) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",
         "HOME": cache,
         "XDG_CACHE_HOME": cache,
-        "LD_PRELOAD": ":".join(places.libraries),
+        "LD_PRELOAD": ":".join(places.settings.libraries).replace("{environment}", places.environment),
         # What the check before a start goes by.
         "CITADEL_ENVIRONMENT": places.environment,
         "CITADEL_MODEL": model_folder(place.need.model, place.need.variant, places),
-        "CITADEL_PORT": f"{places.address}:{place.need.port}",
+        "CITADEL_PORT": f"{places.settings.address}:{place.need.port}",
         "CITADEL_NEED_BYTES": str(place.need.total),
         # What a deployment compares with the memory in use.
         "CITADEL_RUNNING_BYTES": str(place.need.running),
@@ -120,7 +118,7 @@ def instance(place: Placed, places: Places) -> dict[str, Any]:
         "model": need.model.name,
         "kind": need.model.kind,
         "port": need.port,
-        "url": f"http://{places.address}:{need.port}",
+        "url": f"http://{places.settings.address}:{need.port}",
         "variant": need.variant,
         "repository": need.model.weights[need.variant].repository,
         "revision": need.model.weights[need.variant].revision,
@@ -131,6 +129,7 @@ def instance(place: Placed, places: Places) -> dict[str, Any]:
         "memory_max_bytes": place.memory_max,
         "kv_bytes": need.cache,
         "overhead_bytes": need.overhead,
+        "unit": dict(need.model.unit),
         "start_seconds": place.start_seconds,
         "hidden_size": need.architecture.hidden,
         "options": chosen,

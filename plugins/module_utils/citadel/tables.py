@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from .catalogue import format_cpus
 from .needs import Need
-from .placement import Placed, Settings, excess, gib
+from .placement import Placed, excess, gib
+from .settings import Settings
 from .topology import GIB, Host
 
 BAR = 24

@@ -25,7 +25,7 @@ import yaml
 
 from citadel import capacity, catalogue, safetensors, serving
 from citadel.needs import Knowledge
-from citadel.placement import Settings
+from citadel.settings import Settings
 from citadel.topology import GIB, Host
 from lab import tiny_models
 from tests.bench.serving.bandwidth import reading
@@ -68,15 +68,15 @@ def tuned(folder: Path, environment: Path, work: Path, port: int, options: Mappi
     }
     model = catalogue.parse({"large": stanza})
     knowledge = Knowledge(details={"large/large": safetensors.describe(folder)})
-    (placed,) = capacity.plan(model, Host.here(work), Settings(reserve=GIB), knowledge).placed
+    (placed,) = capacity.plan(model, Host.here(work), Settings(reserve_gib=1), knowledge).placed
     places = serving.Places(
         environment=str(environment),
         models=str(work),
         cache=str(work / "cache"),
-        libraries=tuple(path for path in (TCMALLOC, str(environment / "lib/libiomp5.so")) if Path(path).exists()),
-        address="127.0.0.1",
-        drain=5,
-        log_level="INFO",
+        settings=Settings(
+            libraries=tuple(path for path in (TCMALLOC, str(environment / "lib/libiomp5.so")) if Path(path).exists()),
+            drain=5,
+        ),
     )
     instance = serving.instance(placed, places)
     config = work / "tuned.yml"
@@ -87,7 +87,7 @@ def tuned(folder: Path, environment: Path, work: Path, port: int, options: Mappi
 
 def default_engine() -> dict[str, Any]:
     """What the catalogue gives to every model."""
-    text = (ROOT / "group_vars/llm_servers/models.yml").read_text(encoding="utf-8")
+    text = (ROOT / "group_vars/all/models.yml").read_text(encoding="utf-8")
     found: dict[str, Any] = yaml.safe_load(text)["citadel_models_defaults"]["engine"]
     return found
 

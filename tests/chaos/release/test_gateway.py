@@ -29,6 +29,11 @@ PLAY = """\
     - ansible.builtin.include_role: {name: release, tasks_from: "{{ entry | default('main') }}"}
 """
 STANZA = {
+    "revision": "r1",
+    "replicas": 1,
+    "variant": "auto",
+    "batched_tokens": 1024,
+    "sequences": 16,
     "context": 4096,
     "kind": "chat",
     "tool_parser": "",
@@ -81,7 +86,10 @@ def deploy(
             {"name": name, "model": name, "url": f"http://127.0.0.1:{11400 + number}", "hidden_size": 64}
             for number, name in enumerate(MODELS)
         ],
-        gateway_models={name: {**STANZA, "repository": f"somebody/{name}"} for name in MODELS},
+        gateway_stanzas={
+            name: {**STANZA, "repository": f"somebody/{name}", "port": 11400 + number}
+            for number, name in enumerate(MODELS)
+        },
         gateway_environment=GATEWAY,
         gateway_releases="/opt/citadel/releases",
         gateway_keys_file="/opt/citadel/keys/gateway.json",

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from citadel import catalogue
 from lab import tiny_models
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,11 +44,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def render(tiny: Path, tmp_path: Path, models: dict[str, Any]) -> tuple[dict[str, str], list[dict[str, Any]], str]:
     """The files of the release, the instances, and what the run said; `models` upon a catalogue of phi-3-mini alone."""
-    committed = yaml.safe_load((ROOT / "group_vars/llm_servers/models.yml").read_text(encoding="utf-8"))
+    committed = yaml.safe_load((ROOT / "group_vars/all/models.yml").read_text(encoding="utf-8"))
     only = {"phi-3-mini": {**committed["citadel_models"]["phi-3-mini"], **SMALL}}
+    stanzas = {name: {**only.get(name, {}), **stanza} for name, stanza in {**only, **models}.items()}
     variables = {
-        "models_catalogue": {name: {**only.get(name, {}), **stanza} for name, stanza in {**only, **models}.items()},
-        "models_defaults": committed["citadel_models_defaults"],
+        "models_stanzas": catalogue.complete(stanzas, committed["citadel_models_defaults"]),
         "models_source": {"kind": "directory", "path": f"{tiny}/{{model}}"},
         "models_environment": "/opt/citadel/envs/vllm-0123456789ab",
         "models_root": str(tmp_path / "models"),
@@ -56,8 +57,7 @@ def render(tiny: Path, tmp_path: Path, models: dict[str, Any]) -> tuple[dict[str
         "models_current": "/opt/citadel/current",
         "models_user": "agent0",
         "models_group": "agent0",
-        "models_share_cores": True,
-        "models_reserve_gib": 0.5,
+        "models_settings": {"share_cores": True, "reserve_gib": 0.5},
         "out": str(tmp_path / "out.json"),
     }
     (tmp_path / "play.yml").write_text(PLAYBOOK)
@@ -118,14 +118,16 @@ def test_a_fifth_model_is_one_stanza(tiny: Path, tmp_path: Path) -> None:
     assert "Wants=citadel-llm@fifth.service" in after["units/citadel-llm.target"]
 
 
-def test_a_second_replica_is_one_line(tiny: Path, tmp_path: Path) -> None:
-    files, instances, said = render(tiny, tmp_path, {"phi-3-mini": {"replicas": 2}})
+def test_a_second_replica_is_one_line_and_so_is_an_option_of_its_unit(tiny: Path, tmp_path: Path) -> None:
+    files, instances, said = render(tiny, tmp_path, {"phi-3-mini": {"replicas": 2, "unit": {"Nice": 5}}})
     assert [(one["name"], one["port"], one["model"]) for one in instances] == [
         ("phi-3-mini-1", 11403, "phi-3-mini"),
         ("phi-3-mini-2", 11503, "phi-3-mini"),
     ], said
     served = {yaml.safe_load(files[f"config/models/phi-3-mini-{one}.yml"])["served-model-name"] for one in (1, 2)}
     assert served == {"phi-3-mini"}
+    assert "\nNice=5\n" in files["units/citadel-llm@phi-3-mini-2.service.d/plan.conf"]
+    assert "Nice" not in files["units/citadel-llm@.service"]
 
 
 def test_an_embeddings_model_is_one_stanza(tiny: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(scope="session")
 def committed() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((ROOT / "group_vars/llm_servers/models.yml").read_text(encoding="utf-8"))
+    found: dict[str, Any] = yaml.safe_load((ROOT / "group_vars/all/models.yml").read_text(encoding="utf-8"))
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from citadel.__main__ import main as cli
 from citadel.capacity import DoesNotFit
 from citadel.catalogue import CatalogueError
 from citadel.needs import Knowledge, Measured
-from citadel.placement import Settings
+from citadel.settings import Settings
 from citadel.topology import GIB, Host
 from citadel.variants import Processor, obstacle
 
@@ -121,7 +123,7 @@ def test_cores_that_the_host_does_not_have(models: Any) -> None:
 
 
 def test_an_unknown_model_is_not_guessed(models: Any, committed: dict[str, Any]) -> None:
-    stanza = {**committed["citadel_models"]["phi-3-mini"], "repository": "some/thing", "port": 11404}
+    stanza = {**committed["citadel_models"]["phi-3-mini"], "repository": "some/thing", "port": 11404, "aliases": []}
     with pytest.raises(CatalogueError, match=r"fifth.repository = 'some/thing'.*config.json"):
         capacity.plan(models(extra={"fifth": stanza}), ROOMY)
 
@@ -199,16 +201,23 @@ def test_what_runs_is_found_by_its_unit(tmp_path: Path) -> None:
     assert found == {"phi-3-mini": Measured(150 * 1024, 12.5), "hermes-2": Measured(0, 3.0)}
 
 
-def test_the_face_prints_the_table_and_refuses(capsys: pytest.CaptureFixture[str]) -> None:
-    file = ["capacity", "--catalogue", str(ROOT / "group_vars/llm_servers/models.yml")]
+def test_the_face_prints_the_table_and_refuses(
+    committed: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stanzas = catalogue.complete(committed["citadel_models"], committed["citadel_models_defaults"])
+    planned = tmp_path / "planned.json"
+    planned.write_text(json.dumps({"stanzas": stanzas, "settings": {"reserve_gib": 20}}))
+    file = ["capacity", "--planned", str(planned)]
     assert cli([*file, "--host", "cores=24,ram=192"]) == 0
-    assert "mixtral-8x7b" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "mixtral-8x7b" in told
+    assert re.search(r"reserve +20\.0", told), told
     assert cli([*file, "--host", "cores=24,ram=128,isa=amx"]) == 1
     assert "Smallest changes" in capsys.readouterr().err
     assert cli([*file, "--host", "ram=128"]) == 1
     assert "say cores=<count>" in capsys.readouterr().err
-    assert cli(["capacity", "--catalogue", "/nowhere.yml"]) == 1
-    assert "/nowhere.yml is no catalogue" in capsys.readouterr().err
+    assert cli(["capacity", "--planned", "/nowhere.json"]) == 1
+    assert "/nowhere.json holds no stanzas" in capsys.readouterr().err
 
 
 def test_a_lab_shares_cores_evenly(models: Any) -> None:
@@ -258,7 +267,7 @@ def test_whatever_is_planned_keeps_the_rules(
 
 
 def places() -> serving.Places:
-    return serving.Places("/env", "/opt/models", "/opt/cache", ("/lib/a.so", "/lib/b.so"), "127.0.0.1", 30, "INFO")
+    return serving.Places("/env", "/opt/models", "/opt/cache")
 
 
 def test_the_units_get_what_was_planned(models: Any) -> None:

