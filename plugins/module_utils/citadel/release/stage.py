@@ -23,6 +23,7 @@ from .services import services_of
 from .survey import Live
 
 _DIRECT = re.compile(r"^(units|config|gateway|host|[a-z][a-z0-9_-]*)/")
+ENVIRONMENT_PARTS = ("bin", "lib", "pyvenv.cfg")
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,9 @@ def _write(aside: Path, wish: Wish, manifest: Manifest) -> None:
     (aside / "env").mkdir(exist_ok=True)
     for name, environment in manifest.environments.items():
         (aside / "env" / name).symlink_to(environment)
+    # `env/bin/python` and `env/bin/activate` are those of the models
+    for part in ENVIRONMENT_PARTS if "vllm" in manifest.environments else ():
+        (aside / "env" / part).symlink_to(f"vllm/{part}")
 
 
 def _flush(aside: Path) -> None:
@@ -133,7 +137,7 @@ def _flush(aside: Path) -> None:
         else:
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
-            path.chmod(0o444)
+            path.chmod(0o555 if path.suffix == ".sh" else 0o444)
     flush_folder(aside)
 
 
