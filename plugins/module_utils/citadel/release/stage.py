@@ -23,7 +23,11 @@ from .services import services_of
 from .survey import Live
 
 _DIRECT = re.compile(r"^(units|config|gateway|host|[a-z][a-z0-9_-]*)/")
-ENVIRONMENT_PARTS = ("bin", "lib", "pyvenv.cfg")
+# `env` is the environment of the models for who looks for one, and a release shows what lies outside of it
+INSIDE = {Path("env") / part: f"vllm/{part}" for part in ("bin", "lib", "pyvenv.cfg")} | {
+    Path("logs"): "../../logs",
+    Path("data"): "../../data",
+}
 
 
 @dataclass(frozen=True)
@@ -123,9 +127,9 @@ def _write(aside: Path, wish: Wish, manifest: Manifest) -> None:
     (aside / "env").mkdir(exist_ok=True)
     for name, environment in manifest.environments.items():
         (aside / "env" / name).symlink_to(environment)
-    # `env/bin/python` and `env/bin/activate` are those of the models
-    for part in ENVIRONMENT_PARTS if "vllm" in manifest.environments else ():
-        (aside / "env" / part).symlink_to(f"vllm/{part}")
+    for place, lead in INSIDE.items():
+        if place.parent.name != "env" or "vllm" in manifest.environments:
+            (aside / place).symlink_to(lead)
 
 
 def _flush(aside: Path) -> None:
