@@ -33,8 +33,12 @@ def blocks(path: Path) -> list[Block]:
         where = f"{path.name}:{text.count(chr(10), 0, match.start()) + 1}"
         assert match[1] == "sh", f"{where}: a block of an operator's document is `sh`"
         lines = match[2].splitlines()
-        told = {key: [line.removeprefix(f"# {key}").strip() for line in lines if line.startswith(f"# {key}")] for key in
-                ("shows", "exits", "follows")}  # fmt: skip
+        told = {
+            key: [line.removeprefix(f"# {key}").strip() for line in lines if line.startswith(f"# {key}")]
+            for key in ("shows", "exits", "follows")
+        }
+        # bash goes on after `! command`, so what is written like that could never fail
+        assert not any(line.startswith("!") for line in lines), where
         status = INTERRUPTED if told["follows"] else int((told["exits"] or ["0"])[0])
         found.append(Block(where, match[2], status, tuple(told["shows"]), bool(told["follows"])))
     return found
