@@ -46,8 +46,11 @@ def test_units_lead_into_the_release(llm: Host) -> None:
 
 
 def test_the_documents_paths_lead_to_the_live_release(llm: Host, live: str) -> None:
-    for path in ("config", "env", "llm-server"):
+    for path in ("env", "llm-server", "scripts", "docs", ".env"):
         assert f"/releases/{live}" in llm.check_output(f"readlink -f {HOME}/{path}")
+    # copies, so that an archive holds them
+    differing = f"diff -r {HOME}/current/config {HOME}/config | grep -v '^Only in {HOME}/config' || true"
+    assert llm.check_output(differing) == ""
 
 
 def test_nobody_but_root_can_change_what_root_runs(llm: Host) -> None:

@@ -8,11 +8,16 @@ import sys
 
 # verb -> the module whose `add_arguments(parser)` and `run(arguments) -> int` implement it
 VERBS: dict[str, str] = {
+    "accept": "acceptance",
+    "audit": "inspection",
     "capacity": "capacity",
+    "diagnose": "inspection",
     "fetch": "fetch",
+    "logs": "logs",
     "prestart": "prestart",
     "ready": "ready",
     "release": "release.cli",
+    "status": "status",
 }
 
 

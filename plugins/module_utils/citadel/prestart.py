@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from . import safetensors, store
+from . import ready, safetensors, store
+from .release.services import environment_of
 from .topology import GIB, nearest_existing, read_meminfo
 
 CACHE_LEAST = GIB  # for compiled kernels
@@ -75,8 +76,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    config = Path(__file__).resolve().parents[2] / "config" / "models" / f"{arguments.instance}.yml"
-    found = list(problems(arguments.instance, os.environ, config))
+    name = arguments.instance
+    config = Path(__file__).resolve().parents[2] / "config" / "models" / f"{name}.yml"
+    settings = config.with_suffix(".env")
+    if not settings.is_file():
+        known = ", ".join(sorted(path.stem for path in config.parent.glob("*.env")))
+        print(f"{name} cannot start: {settings} is missing; there are {known or 'none'}", file=sys.stderr)
+        return 1
+    pid = ready.look_at(f"citadel-llm@{name}.service").pid if "CITADEL_MODEL" not in os.environ else 0
+    if pid:
+        print(f"{name} runs already, as process {pid}; its port and its memory are its own")
+        return 0
+    environment = {**environment_of(settings.read_text(encoding="utf-8")), **os.environ}
+    found = list(problems(name, environment, config))
     for problem in found:
-        print(f"{arguments.instance} cannot start: {problem}", file=sys.stderr)
+        print(f"{name} cannot start: {problem}", file=sys.stderr)
+    if not found:
+        print(f"{name} can start")
     return 1 if found else 0

@@ -11,6 +11,7 @@ from typing import Any
 from .catalogue import Model, format_cpus
 from .placement import Placed
 from .settings import Settings
+from .topology import GIB
 
 KV_DTYPE = "bfloat16"
 LEAST_CACHE = 1 << 26
@@ -106,6 +107,22 @@ def environment(place: Placed, places: Places) -> dict[str, str]:
         # What a deployment compares with the memory in use.
         "CITADEL_RUNNING_BYTES": str(place.need.running),
         "CITADEL_CACHE_BYTES": str(place.need.cache),
+        **documented(place, places),
+    }
+
+
+def documented(place: Placed, places: Places) -> dict[str, str]:
+    """The plan in the names that people and their scripts know; told, not read by anything."""
+    model = place.need.model
+    return {
+        "MODEL_NAME": model.name,
+        "MODEL_PATH": model_folder(model, place.need.variant, places),
+        "SERVICE_PORT": str(place.need.port),
+        "MAX_MODEL_LEN": str(model.context),
+        "MAX_BATCHED_TOKENS": str(model.batched_tokens),
+        "MAX_NUM_SEQS": str(model.sequences),
+        "MEMORY_LIMIT": f"{place.memory_max / GIB:.1f}G",
+        "CPU_QUOTA": str(100 * len(place.cpus)),
     }
 
 

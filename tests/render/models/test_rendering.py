@@ -94,7 +94,13 @@ def test_one_model(tiny: Path, tmp_path: Path) -> None:
     assert options["port"] == 11403
     assert options["model"] == f"{tmp_path}/models/phi-3-mini/r1"
     assert options["kv-cache-memory-bytes"] == 2**28
-    assert "CITADEL_DIGEST=" in files["config/models/phi-3-mini.env"]
+    told = files["config/models/phi-3-mini.env"]
+    assert "CITADEL_DIGEST=" in told
+    # the names that people and their scripts know
+    known = ("MODEL_NAME=phi-3-mini", "SERVICE_PORT=11403", "MAX_MODEL_LEN=4096", "MAX_BATCHED_TOKENS=1024")
+    for line in (*known, "MAX_NUM_SEQS=32", "CPU_QUOTA=100", f"MODEL_PATH={tmp_path}/models/phi-3-mini/r1"):
+        assert f"{line}\n" in told
+    assert "MEMORY_LIMIT=" in told
 
 
 def test_a_fifth_model_is_one_stanza(tiny: Path, tmp_path: Path) -> None:

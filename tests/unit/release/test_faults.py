@@ -40,7 +40,7 @@ class Trap:
             lambda self_, event, **details: f"journal {event} {details.get('name', '')}",
         )
         self._around(monkeypatch, durable, "write", lambda path, *rest, **more: f"write {path.name}")
-        for module in ("links", "transaction"):
+        for module in ("links", "face", "transaction"):
             target = __import__(f"citadel.release.{module}", fromlist=["link"])
             self._around(monkeypatch, target, "link", lambda path, *rest: f"link {path.name}")
 
@@ -139,6 +139,12 @@ def judge(world: World, old: str | None, new: str, case: str) -> str:
     assert state in ({"good"} if world.live == new else {"bad", "interrupted", "staged"}), case
     for path in world.layout.units.rglob("citadel-*"):
         assert not path.is_symlink() or path.exists(), f"{case}: {path} leads nowhere"
+    # a full disk may cost people their copies until the next switch, never those that run by the release
+    config, source = world.layout.home / "config", world.layout.current / "config"
+    if not case.startswith("disk full"):
+        assert {p.name for p in config.glob("*.env")} == {p.name for p in source.glob("models/*.env")}, case
+        for path in source.rglob("*.*"):
+            assert (config / path.relative_to(source)).read_text() == path.read_text(), f"{case}: {path}"
     world.systemd.boot()
     assert world.serving() == expected, f"{case}, after a boot"
     return "old" if world.live == old else "new"

@@ -109,7 +109,7 @@ def test_files_are_read_only(world: World) -> None:
 def test_files_of_somebody_else_are_not_replaced(world: World) -> None:
     manifest = world.stage(release_files(alpha="a1"))
     (world.layout.units / "citadel-llm.target").write_text("made by hand")
-    (world.layout.home / "config").mkdir()
+    (world.layout.home / "llm-server").mkdir()
     with pytest.raises(RefusedError) as refused:
         activate(world.host(), manifest.id, Terms("tester"))
     assert str(refused.value).count("is no link of ours") == 2

@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -259,4 +260,5 @@ def release_files(gateway: str = "g1", host: str = "h1", **models: str) -> dict[
         files[f"config/models/{name}.env"] = f"CITADEL_DIGEST={digest}\n"
         files[f"config/models/{name}.yml"] = f"port: {port}\nserved-model-name: {name}\n"
         files[f"units/citadel-llm@{name}.service.d/plan.conf"] = "[Service]\nTimeoutStartSec=60\n"
+    files["host/face.json"] = json.dumps({f"/opt/citadel/config/{name}.env": f"models/{name}.env" for name in models})
     return files

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .compiled import gateway_paths
+from .face import faces
 from .journal import set_reserve
 from .layout import Layout
-from .links import FACES, links_of
+from .links import links_of
 from .manifest import Manifest, tampering
 from .services import GATEWAY_TEMPLATE
 from .survey import Live
@@ -56,7 +57,7 @@ def _strangers(layout: Layout, manifest: Manifest) -> list[str]:
     """What somebody else put where our links belong is not for us to replace."""
     return [
         f"{path} is no link of ours: move it away, the release brings its own"
-        for path in [*links_of(layout, manifest), *(layout.home / face for face in FACES)]
+        for path in [*links_of(layout, manifest), *faces(layout, manifest)]
         if path.exists() and not path.is_symlink()
     ]
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .face import put_on, take_off
 from .files import flush_folder, link
 from .layout import Layout
 from .manifest import Manifest
 from .services import DROP_INS, GATEWAY_TEMPLATE, MANAGED, MODEL_TEMPLATE
-
-FACES = {"config": "current/config", "env": "current/env", "llm-server": "current"}
 
 
 def links_of(layout: Layout, manifest: Manifest) -> dict[Path, str]:
@@ -80,8 +79,7 @@ def switch(layout: Layout, manifest: Manifest, keep: set[str]) -> None:
     """Make `current` and every unit link be what the release says. Gateways in `keep` still run: their links
     stay."""
     link(layout.current, f"releases/{manifest.id}")
-    for name, target in FACES.items():
-        link(layout.home / name, target)
+    put_on(layout, manifest)
     wanted = links_of(layout, manifest)
     for path, target in wanted.items():
         link(path, target)
@@ -91,9 +89,9 @@ def switch(layout: Layout, manifest: Manifest, keep: set[str]) -> None:
 def dismantle(layout: Layout) -> None:
     """The way back to an empty host, for a first deployment that failed."""
     _drop(layout, our_links(layout))
-    for path in [layout.current, *(layout.home / name for name in FACES)]:
-        if path.is_symlink():
-            path.unlink()
+    take_off(layout)
+    if layout.current.is_symlink():
+        layout.current.unlink()
     flush_folder(layout.home)
 
 

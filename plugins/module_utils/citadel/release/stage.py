@@ -23,6 +23,11 @@ from .services import services_of
 from .survey import Live
 
 _DIRECT = re.compile(r"^(units|config|gateway|host|[a-z][a-z0-9_-]*)/")
+# `env` is the environment of the models for who looks for one, and a release shows what lies outside of it
+INSIDE = {Path("env") / part: f"vllm/{part}" for part in ("bin", "lib", "pyvenv.cfg")} | {
+    Path("logs"): "../../logs",
+    Path("data"): "../../data",
+}
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,9 @@ def _write(aside: Path, wish: Wish, manifest: Manifest) -> None:
     (aside / "env").mkdir(exist_ok=True)
     for name, environment in manifest.environments.items():
         (aside / "env" / name).symlink_to(environment)
+    for place, lead in INSIDE.items():
+        if place.parent.name != "env" or "vllm" in manifest.environments:
+            (aside / place).symlink_to(lead)
 
 
 def _flush(aside: Path) -> None:
@@ -133,7 +141,7 @@ def _flush(aside: Path) -> None:
         else:
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
-            path.chmod(0o444)
+            path.chmod(0o555 if path.suffix == ".sh" else 0o444)
     flush_folder(aside)
 
 

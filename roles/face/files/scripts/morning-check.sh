@@ -1,0 +1,2 @@
+#!/bin/sh
+exec /opt/citadel/scripts/citadel.sh status
