@@ -85,14 +85,20 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         ("10.0.0.1", "1.1.1.1", "1.1.1.1"),
         ("10.0.0.1", "6.6.6.6, 1.1.1.1, 10.0.0.2", "1.1.1.1"),
         ("10.0.0.1", "rubbish", "10.0.0.1"),
+        ("10.0.0.1", "6.6.6.6, rubbish, 10.0.0.2", "10.0.0.2"),
+        ("10.0.0.1", "10.0.0.3, 10.0.0.2", "10.0.0.3"),
+        ("::ffff:10.0.0.1", "1.1.1.1", "1.1.1.1"),
+        ("::ffff:10.0.0.1", "1.1.1.1, ::ffff:10.0.0.2", "1.1.1.1"),
+        ("::ffff:5.5.5.5", None, "5.5.5.5"),
+        ("2001:db8::1", None, "2001:db8::1"),
         ("10.0.0.1", None, "10.0.0.1"),
     ],
 )
 def test_forwarded_addresses_are_believed_of_trusted_proxies_only(
     peer: str, forwarded: str | None, address: str
 ) -> None:
-    headers = [] if forwarded is None else [(b"x-forwarded-for", forwarded.encode())]
-    assert TrustedProxies(["10.0.0.0/8"]).address({"client": (peer, 1), "headers": headers}) == address
+    headers = {} if forwarded is None else {b"x-forwarded-for": forwarded.encode()}
+    assert TrustedProxies(["10.0.0.0/8"]).address(peer, headers) == address
 
 
 @pytest.mark.anyio

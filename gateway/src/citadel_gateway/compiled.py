@@ -18,18 +18,21 @@ PACKAGE = Path(__file__).parent
 # the stations and what they call for every request; classes that asyncio calls stay as they are
 MODULES = (
     "admission",
+    "bounds",
     "breaker",
     "envelope",
     "errors",
     "exchange",
     "identity",
     "limits",
+    "quarantine",
     "record",
     "relay",
     "reservation",
     "route",
     "settlement",
     "sse",
+    "step",
     "walk",
 )
 

@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from citadel_gateway import __version__
 from citadel_gateway.errors import Refusal
 from citadel_gateway.exchange import Exchange, as_headers, header_lines
+from citadel_gateway.identity import peer_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -46,7 +47,7 @@ class Front:
         if endpoint is not None and scope["method"] != "OPTIONS":
             await self._gateway.walk(scope, receive, send, endpoint)
             return
-        exchange = Exchange(scope, send, "other", self._gateway.proxies.address(scope))
+        exchange = Exchange(scope, send, "other", self._gateway.proxies.address(peer_of(scope), dict(scope["headers"])))
         try:
             await self._other(exchange, scope, receive, send)
         except Refusal as refusal:

@@ -17,6 +17,7 @@ from citadel_gateway import __version__
 from citadel_gateway.errors import Refusal, error_body
 from citadel_gateway.front import describe, health_report, replica_report
 from citadel_gateway.gateway import Gateway
+from citadel_gateway.identity import peer_of
 from citadel_gateway.keys import KeyFileError, Role
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ async def actor(request: Request) -> str:
     gateway = _served(request)
     if request.scope.get("citadel.trusted"):
         return "unix-socket"
-    address = gateway.proxies.address(request.scope)
+    address = gateway.proxies.address(peer_of(request.scope), dict(request.scope["headers"]))
     try:
         return _administrator(gateway, dict(request.scope["headers"]), address)
     except Refusal as refusal:
@@ -177,7 +178,7 @@ async def requests(gateway: Served, _: Actor) -> dict[str, Any]:
 
 @router.get("/management/keys", tags=["keys"])
 async def keys(gateway: Served, _: Actor) -> dict[str, Any]:
-    return {"keys": [key.public() for key in gateway.keys.all()]}
+    return {"keys": gateway.keys.described()}
 
 
 @router.post("/management/keys", tags=["keys"], status_code=201)
