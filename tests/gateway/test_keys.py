@@ -91,8 +91,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_forwarded_addresses_are_believed_of_trusted_proxies_only(
     peer: str, forwarded: str | None, address: str
 ) -> None:
-    headers = [] if forwarded is None else [(b"x-forwarded-for", forwarded.encode())]
-    assert TrustedProxies(["10.0.0.0/8"]).address({"client": (peer, 1), "headers": headers}) == address
+    headers = {} if forwarded is None else {b"x-forwarded-for": forwarded.encode()}
+    assert TrustedProxies(["10.0.0.0/8"]).address(peer, headers) == address
 
 
 @pytest.mark.anyio

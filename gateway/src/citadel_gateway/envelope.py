@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from citadel_gateway.config import PRIORITIES
+from citadel_gateway.endpoints import ENDPOINTS
 from citadel_gateway.errors import Refusal
 from citadel_gateway.route import Wish, choose_model, named_model
 
@@ -19,65 +20,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from citadel_gateway.config import Config, Endpoint
-    from citadel_gateway.exchange import Exchange, Receive
+    from citadel_gateway.exchange import Exchange
     from citadel_gateway.fleet import Fleet, Model
 
 _CHARS_PER_TOKEN = 4  # a usual mean, for estimates that are settled later
 _MOST_CHARS_PER_TOKEN = 16  # no tokenizer packs more over a whole text: beyond it, it is certainly too long
-_INPUTS = {"chat": "messages", "completions": "prompt", "embeddings": "input"}
+_INPUTS = {name: endpoint.given for name, endpoint in ENDPOINTS.items()}
 _TIMEOUT_HEADERS = (b"x-request-timeout", b"x-stainless-read-timeout", b"x-stainless-timeout")
 _LONGEST = 86400.0
 
 
-class ClientGone(Exception):
-    """The client left before it had sent everything."""
-
-
-async def read_body(exchange: Exchange, receive: Receive, config: Config) -> None:
-    limit = config.server.max_body_bytes
-    headers = exchange.headers
-    announced = headers.get(b"content-length")
-    if announced is not None and int(announced) > limit:
-        raise _too_large(limit)
-    encoding = headers.get(b"content-encoding")
+async def read_body(exchange: Exchange) -> None:
+    encoding = exchange.headers.get(b"content-encoding")
     if encoding is not None and encoding.lower() != b"identity":
         raise Refusal(400, "unsupported_encoding", "Send the body without Content-Encoding.")
-    body = exchange.client.whole_body() if exchange.client is not None else None
-    if body is None:
-        body = await _gathered(exchange, receive, limit)
-    elif len(body) > limit:
-        raise _too_large(limit)
-    exchange.body = body
-
-
-async def _gathered(exchange: Exchange, receive: Receive, limit: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    more = True
-    while more:
-        message = await _receive(exchange, receive)
-        part = message.get("body", b"")
-        more = message.get("more_body", False)
-        parts.append(part)
-        size += len(part)
-        if size > limit:
-            raise _too_large(limit)
-    return b"".join(parts)
-
-
-async def _receive(exchange: Exchange, receive: Receive) -> Any:
-    exchange.read_blocked = time.monotonic()  # the gateway's sweep ends a client that takes too long
-    message = await receive()
-    exchange.read_blocked = 0.0
-    if message["type"] == "http.disconnect":
-        raise ClientGone
-    return message
+    exchange.body = await exchange.client.body()
 
 
 def open_envelope(exchange: Exchange, config: Config, fleet: Fleet, load: Callable[[Model], float]) -> Model:
     """Fill in the exchange from the body and the headers, or refuse."""
     data = _parse(exchange.body)
-    endpoint: Endpoint = exchange.endpoint  # type: ignore[assignment]
+    endpoint: Endpoint = exchange.endpoint
     _check_input(data, _INPUTS[endpoint])
     exchange.stream = _flag(data, "stream")
     if exchange.stream and endpoint == "embeddings":
@@ -309,10 +272,6 @@ def _rewritten(data: dict[str, Any], model: Model, exchange: Exchange, asked: in
         return orjson.dumps({**data, **added, **changed})
     start = body.index(b"{") + 1
     return b"".join((orjson.dumps(added)[:-1], b",", memoryview(body)[start:]))
-
-
-def _too_large(limit: int) -> Refusal:
-    return Refusal(413, "request_too_large", f"The body is larger than {limit} bytes.")
 
 
 def _too_long(context: int, what: str, param: str) -> Refusal:

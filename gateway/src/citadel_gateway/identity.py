@@ -18,7 +18,7 @@ from citadel_gateway.keys import PREFIX, Key, KeyStore
 
 if TYPE_CHECKING:
     from citadel_gateway.config import Config
-    from citadel_gateway.exchange import Scope
+    from citadel_gateway.exchange import Exchange
 
 _PREFIX = PREFIX.encode()
 
@@ -42,20 +42,16 @@ class TrustedProxies:
     def __init__(self, networks: Iterable[str]) -> None:
         self._networks = [ipaddress.ip_network(network) for network in networks]
 
-    def address(self, scope: Scope) -> str:
+    def address(self, peer: str, headers: dict[bytes, bytes]) -> str:
         """The client's address: the peer's, or the nearest untrusted one that trusted proxies report."""
-        client = scope.get("client")
-        peer = str(client[0]) if client else "local"
         if not self._networks or not self._trusts(peer):
             return peer
-        for name, value in scope["headers"]:
-            if name == b"x-forwarded-for":
-                for hop in reversed(value.decode("latin-1").split(",")):
-                    text: str = hop.strip()
-                    if not self._valid(text):
-                        return peer
-                    if not self._trusts(text):
-                        return text
+        for hop in reversed(headers.get(b"x-forwarded-for", b"").decode("latin-1").split(",")):
+            text: str = hop.strip()
+            if not self._valid(text):
+                return peer
+            if not self._trusts(text):
+                return text
         return peer
 
     def _trusts(self, text: str) -> bool:
@@ -119,6 +115,15 @@ class Identity:
             principal = self._principal(f"address:{address}", "anonymous", "user", self._open.tier, anonymous=True)
             self._anonymous[address] = principal
         return principal
+
+    def administrator(self, exchange: Exchange) -> str:
+        """Who asks for what is an administrator's only; nobody else gets past here."""
+        principal = exchange.principal = self.establish(exchange.headers, exchange.address)
+        if principal.anonymous:
+            raise Refusal(401, "missing_api_key", "This needs an API key with the role admin.")
+        if principal.role != "admin":
+            raise Refusal(403, "role_not_allowed", "This needs an API key with the role admin.")
+        return principal.id
 
     def _keyed(self, credential: bytes) -> Principal:
         known = self._principals.get(credential)
