@@ -73,6 +73,7 @@ class Handshake(asyncio.Protocol):
         self._context = context
         self._budget = budget
         self._running = running
+        self._early: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if not self._connection.admitted(transport):
@@ -84,18 +85,38 @@ class Handshake(asyncio.Protocol):
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
+    def data_received(self, data: bytes) -> None:
+        self._early.append(data)
+
     async def _shake_hands(self, transport: Any) -> None:
-        secured = None
-        with contextlib.suppress(OSError, EOFError):  # of ssl.SSLError and TimeoutError, too
-            secured = await asyncio.get_running_loop().start_tls(
+        loop = asyncio.get_running_loop()
+        shaking = loop.create_task(
+            loop.start_tls(
                 transport,
                 self._connection,  # type: ignore[arg-type]  # a protocol in all but name
                 self._context,
                 server_side=True,
                 ssl_handshake_timeout=self._budget.settings.header_timeout,
             )
+        )
+        await asyncio.sleep(0)  # it takes the transport over ...
+        await asyncio.sleep(0)  # ... and listens, from the next turn of the loop on
+        secured = None
+        with contextlib.suppress(OSError, EOFError):  # of ssl.SSLError and TimeoutError, too
+            _hand_over(b"".join(self._early), transport.get_protocol())
+            secured = await shaking
         if secured is None:
             transport.abort()
             self._connection.connection_lost(None)
         else:
             self._connection.connection_made(secured)
+
+
+def _hand_over(data: bytes, protocol: Any) -> None:
+    """What has come before there was anybody to read it."""
+    while data:
+        buffer = protocol.get_buffer(len(data))
+        size = min(len(data), len(buffer))
+        buffer[:size] = data[:size]
+        protocol.buffer_updated(size)
+        data = data[size:]

@@ -42,6 +42,7 @@ _GRACE: Final = 1.0  # who knows a reason to end a slow client comes first
 _PIPELINED: Final = 16  # requests that may wait for the one before
 _EARLY: Final = 64 * 1024  # of another protocol, before it is known who takes it
 _NEVER: Final = math.inf
+_WITHOUT_BODY: Final = (204, 304)
 _CLOSE: Final = b"connection: close\r\n\r\n"
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(:[0-9]*)?").fullmatch
 
@@ -172,6 +173,7 @@ class Cycle:
         if self.gone:
             return
         framing = b""
+        self._bodiless = self._bodiless or status in _WITHOUT_BODY
         if not self._bodiless and status != 101:
             # who speaks 1.0 knows no chunks: the end of the connection is the end of the answer
             self._chunked = self.connection.speaks_1_1
