@@ -164,7 +164,6 @@ async def test_an_idle_connection_may_ask_once_more_while_the_gateway_stops(lab:
         assert (await client.answer())[0] == 200
         stopping = asyncio.create_task(lab.process.stop())
         await until(lambda: lab.gateway.stopping)
-        await asyncio.sleep(0.2)  # uvicorn looks ten times a second whether it has to end
         await client.send(request(CHAT))
         answer = await rest(client)
         assert answer.startswith(b"HTTP/1.1 200")
