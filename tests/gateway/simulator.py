@@ -39,6 +39,11 @@ class Act:
     raw: bytes | None = None  # write exactly this and close
 
 
+_DEAD = Act(
+    status=500, body=b'{"error":{"message":"EngineCore encountered an issue. See stack trace above.","code":500}}'
+)
+
+
 @dataclass
 class Seen:
     """One request as the simulator saw it."""
@@ -73,7 +78,13 @@ class Simulator:
         self.connections: set[asyncio.StreamWriter] = set()
         self.gate = asyncio.Event()  # while it is cleared, no answer is begun
         self.gate.set()
+        self.rules: list[tuple[Callable[[Any], bool], Act]] = []  # for bodies that are special
+        self.deadly: Callable[[Any], bool] | None = None  # the engine dies on such a body ...
+        self.dies_by = "reset"  # ... and everybody sees a reset, or "error": answers of a server without an engine
+        self.restart_after = 0.3
+        self.deaths = 0
         self._server: asyncio.Server | None = None
+        self._restart: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     # control
@@ -108,6 +119,21 @@ class Simulator:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _dead(self) -> bool:
+        return self._restart is None or self._restart.done()
+
+    async def _die(self) -> None:
+        """As when the kernel kills an engine: all running requests with it, and systemd starts another one."""
+        self.deaths += 1
+        if self.dies_by == "error":
+            for seen in self.seen:
+                if seen.state == "running":
+                    seen.end("died")
+            await asyncio.sleep(0.1)
+        await self.stop(abruptly=True)
+        await asyncio.sleep(self.restart_after)
+        await self.start()
 
     async def __aenter__(self) -> Simulator:
         return await self.start()
@@ -147,6 +173,11 @@ class Simulator:
         seen = Seen(path, headers, json.loads(body))
         self.seen.append(seen)
         act = self.script.popleft() if self.script else self.default
+        for special, special_act in self.rules:
+            if special(seen.body):
+                act = special_act
+        if self.deadly is not None and self.deadly(seen.body) and self._dead():
+            self._restart = asyncio.create_task(self._die())
         # whoever closes the connection while the answer is made aborts it, as with vLLM
         watch = asyncio.create_task(reader.read(1))
         work = asyncio.create_task(self._answer(act, seen, writer))
@@ -191,8 +222,12 @@ class Simulator:
 
     async def _answer(self, act: Act, seen: Seen, writer: asyncio.StreamWriter) -> bool:
         """True if the connection can carry another request."""
-        await asyncio.sleep(act.delay)
-        await self.gate.wait()
+        if self._restart is not None and not self._restart.done():
+            await self._without_engine(seen)
+            act = _DEAD
+        else:
+            await asyncio.sleep(act.delay)
+            await self.gate.wait()
         if act.raw is not None:
             writer.write(act.raw)
             await writer.drain()
@@ -224,11 +259,15 @@ class Simulator:
         seen.end("done")
         return True
 
+    async def _without_engine(self, seen: Seen) -> None:
+        if self.dies_by == "reset":
+            await asyncio.sleep(3600)
+
     async def _whole(self, act: Act, seen: Seen, writer: asyncio.StreamWriter) -> bool:
         if act.gap:
             await asyncio.sleep(act.gap * act.tokens)
         body = act.body if act.body is not None else json.dumps(self._document(act, seen)).encode()
-        self.tokens_made += act.tokens
+        self.tokens_made += act.tokens if act.status == 200 else 0
         head = _head(act.status, "application/json", len(body), act.headers)
         if act.stop_after is not None:
             writer.write(head + body[: len(body) // 2])

@@ -13,7 +13,11 @@ from tests.gateway.simulator import Act, until
 pytestmark = pytest.mark.anyio
 
 NAMES = {
-    "llm_requests_total": {"model", "endpoint", "status"},
+    "llm_requests_total": {"model", "endpoint", "status", "code"},
+    "http_requests_total": {"endpoint", "status", "code"},
+    "http_request_duration_seconds": {"endpoint"},
+    "http_requests_in_flight": {"endpoint"},
+    "llm_engine_deaths_total": {"model", "replica"},
     "llm_request_duration_seconds": {"model", "endpoint"},
     "llm_active_requests": {"model"},
     "llm_model_health": {"model"},
@@ -44,14 +48,14 @@ async def test_every_promised_metric_is_there_with_its_labels(lab: Lab) -> None:
                 name = sample.name.removesuffix(suffix)
                 found.setdefault(name, set()).update(set(sample.labels) - {"le"})
     assert {name: found.get(name) for name in NAMES} == NAMES
-    assert 'llm_request_duration_seconds_bucket{endpoint="chat",le="0.75",model="phi"} 2.0' in text
+    assert 'llm_request_duration_seconds_bucket{endpoint="chat_completions",le="0.75",model="phi"} 2.0' in text
     assert 'llm_model_memory_usage_bytes{model="phi"} 1.5e+09' in text
     assert 'llm_model_health{model="phi"} 1.0' in text
 
 
 async def test_series_are_there_before_the_first_request(lab: Lab) -> None:
     text = (await lab.client.get("/metrics")).text
-    assert 'llm_requests_total{endpoint="chat",model="phi",status="200"} 0.0' in text
+    assert 'llm_requests_total{code="200",endpoint="chat_completions",model="phi",status="success"} 0.0' in text
 
 
 async def test_a_model_that_was_restarted_is_counted(lab: Lab) -> None:

@@ -44,12 +44,13 @@ class Permit:
 
 
 class Ticket:
-    __slots__ = ("future", "permit", "principal", "priority", "since")
+    __slots__ = ("displaced", "future", "permit", "principal", "priority", "since")
 
     def __init__(self, principal: str, priority: int, future: asyncio.Future[None]) -> None:
         self.principal = principal
         self.priority = priority
         self.future = future
+        self.displaced = False
         self.since = time.monotonic()
         self.permit: Permit | None = None
 
@@ -86,6 +87,25 @@ class Lane:
             self.waiting -= 1
             if not line:
                 del queue[ticket.principal]
+
+    def least(self, principal: str, priority: int) -> Ticket | None:
+        """Who makes room in a full queue: the last of the greediest principal of the lowest priority.
+
+        Below the newcomer's priority always; of the same one, where that principal has more waiting than its share
+        leaves it beside the newcomer. Nobody makes room for one of a lower priority.
+        """
+        for height, queue in enumerate(self._queues):
+            if height > priority:
+                return None
+            if not queue:
+                continue
+            line = max(queue.values(), key=len)
+            if height == priority:
+                own = queue.get(principal)
+                if len(line) <= (0 if own is None else len(own)) + 1:
+                    return None
+            return line[-1]
+        return None
 
     def next(self, ageing: float) -> Ticket | None:
         """Whose turn it is; the principal goes to the end of its priority's round."""
@@ -156,6 +176,8 @@ class Admission:
 
     async def _wait(self, exchange: Exchange, lane: Lane, again: bool) -> Permit:
         ticket = Ticket(exchange.principal.id, exchange.priority, asyncio.get_running_loop().create_future())
+        if not again and lane.waiting >= lane.model.settings.queue:
+            self._displace(exchange, lane)
         lane.add(ticket, first=again)
         self.waiting += 1
         if not lane.model.capacity():
@@ -168,6 +190,8 @@ class Admission:
         try:
             async with asyncio.timeout(patience):
                 await ticket.future
+            if ticket.displaced:
+                raise _full(lane)
         except TimeoutError:
             if ticket.permit is not None:
                 return ticket.permit
@@ -194,14 +218,8 @@ class Admission:
         """What cannot succeed is refused now, not after it has waited."""
         model = lane.model
         wait = lane.expected_wait(lane.waiting)
-        if lane.waiting >= model.settings.queue:
-            raise Refusal(
-                503,
-                "queue_full",
-                f"{model.name} has {lane.in_flight} requests in flight and {lane.waiting} waiting, "
-                "which is as many as it may have.",
-                retry_after=max(wait, 0.1),
-            )
+        if lane.waiting >= model.settings.queue and lane.least(exchange.principal.id, exchange.priority) is None:
+            raise _full(lane)
         deadline = exchange.client_deadline
         if deadline is None or not model.capacity() or model.service.count < _FOUNDED:
             return
@@ -215,6 +233,20 @@ class Admission:
                 f"the client gives up after {left:.1f} s.",
                 retry_after=max(wait, 0.1),
             )
+
+    def _displace(self, exchange: Exchange, lane: Lane) -> None:
+        ticket = lane.least(exchange.principal.id, exchange.priority)
+        if ticket is None:
+            raise _full(lane)
+        ticket.displaced = True
+        lane.remove(ticket)
+        if not ticket.future.done():
+            ticket.future.set_result(None)
+
+    def load(self, model: Model) -> float:
+        """How busy a model is: 1 is as much as it can have in flight."""
+        lane = self.lanes[model]
+        return (lane.in_flight + lane.waiting) / max(1, model.capacity())
 
     def dispatch(self) -> None:
         """Let in whoever fits: lanes that have least of their share in flight first."""
@@ -264,6 +296,16 @@ class Admission:
 
     def _recount(self) -> None:
         self.common_used = sum(max(0.0, lane.cost - lane.reserved) for lane in self.lanes.values())
+
+
+def _full(lane: Lane) -> Refusal:
+    return Refusal(
+        503,
+        "queue_full",
+        f"{lane.model.name} has {lane.in_flight} requests in flight and {lane.waiting} waiting, "
+        "which is as many as it may have.",
+        retry_after=max(lane.expected_wait(lane.waiting), 0.1),
+    )
 
 
 def _refuse_absent(model: Model) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
+import os
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from citadel_gateway import __version__
 from citadel_gateway.config import Config, ConfigError, load
 from citadel_gateway.keys import ROLES, Key, KeyFileError, KeyStore
+from citadel_gateway.logs import AuditLog
 from citadel_gateway.sockets import ListenError, parse_bind
 
 
@@ -106,6 +110,32 @@ def _warn_of_tiers(config: Config, store: KeyStore) -> None:
             )
 
 
+def _audited(arguments: argparse.Namespace, config: Config | None, event: str, change: Callable[[], Key]) -> Key:
+    """Change a key, and leave a line in the gateway's audit log whether it worked or not."""
+    audit = _audit_log(config)
+    actor = f"cli:{os.environ.get('SUDO_USER') or getpass.getuser()}"
+    try:
+        key = change()
+    except KeyFileError as error:
+        audit.event(event, outcome="failed", actor=actor, key=getattr(arguments, "id", None), error=str(error))
+        raise
+    else:
+        audit.event(event, actor=actor, key=key.id, name=key.name, role=key.role, tier=key.tier)
+        return key
+    finally:
+        audit.close()
+
+
+def _audit_log(config: Config | None) -> AuditLog:
+    path = Path(config.logs.audit) if config is not None and config.logs.audit != "-" else Path("/dev/null")
+    if os.geteuid() == 0 and path.parent.is_dir() and not path.exists():
+        # made by root it would shut out the gateway
+        owner = path.parent.stat()
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o640))
+        os.chown(path, owner.st_uid, owner.st_gid)
+    return AuditLog(str(path), lambda _: None)
+
+
 def _store(arguments: argparse.Namespace) -> tuple[KeyStore, Config | None]:
     if arguments.file is not None:
         return KeyStore(arguments.file), None
@@ -115,16 +145,23 @@ def _store(arguments: argparse.Namespace) -> tuple[KeyStore, Config | None]:
 
 def _create(arguments: argparse.Namespace) -> int:
     store, config = _store(arguments)
-    if config is not None and arguments.tier not in config.limits.tiers:
-        raise KeyFileError(f"--tier {arguments.tier}: there are only {', '.join(config.limits.tiers)}")
-    expires = time.time() + arguments.days * 86400 if arguments.days else None
-    key, secret = store.create(
-        arguments.name,
-        role=arguments.role,
-        tier=arguments.tier,
-        expires=expires,
-        models=tuple(arguments.model),
-    )
+    secret = ""
+
+    def create() -> Key:
+        nonlocal secret
+        if config is not None and arguments.tier not in config.limits.tiers:
+            raise KeyFileError(f"--tier {arguments.tier}: there are only {', '.join(config.limits.tiers)}")
+        expires = time.time() + arguments.days * 86400 if arguments.days else None
+        key, secret = store.create(
+            arguments.name,
+            role=arguments.role,
+            tier=arguments.tier,
+            expires=expires,
+            models=tuple(arguments.model),
+        )
+        return key
+
+    key = _audited(arguments, config, "key_create", create)
     print(
         f"key {key.id} for {key.name}, role {key.role}, tier {key.tier}; it is shown only now:",
         file=sys.stderr,
@@ -136,10 +173,13 @@ def _create(arguments: argparse.Namespace) -> int:
 def _list(arguments: argparse.Namespace) -> int:
     store, _ = _store(arguments)
     if arguments.json:
-        print(json.dumps([key.public() for key in store.all()], indent=1))
+        print(json.dumps(store.described(), indent=1))
         return 0
+    uses = store.uses()
     for key in store.all():
-        print(f"{key.id}  {key.role:6}  {key.tier:10}  {_state(key):26}  {key.name}")
+        use = uses.get(key.id)
+        used = f"used {use['count']:.0f} times, last {_day(use['last'])}" if use else "never used"
+        print(f"{key.id}  {key.role:6}  {key.tier:10}  {_state(key):26}  {used:40}  {key.name}")
     return 0
 
 
@@ -156,15 +196,22 @@ def _day(seconds: float) -> str:
 
 
 def _revoke(arguments: argparse.Namespace) -> int:
-    store, _ = _store(arguments)
-    key = store.revoke(arguments.id)
+    store, config = _store(arguments)
+    key = _audited(arguments, config, "key_revoke", lambda: store.revoke(arguments.id))
     print(f"key {key.id} ({key.name}) is revoked")
     return 0
 
 
 def _rotate(arguments: argparse.Namespace) -> int:
-    store, _ = _store(arguments)
-    key, secret = store.rotate(arguments.id, arguments.overlap)
+    store, config = _store(arguments)
+    secret = ""
+
+    def rotate() -> Key:
+        nonlocal secret
+        key, secret = store.rotate(arguments.id, arguments.overlap)
+        return key
+
+    key = _audited(arguments, config, "key_rotate", rotate)
     print(
         f"key {key.id} for {key.name} takes the place of {arguments.id}; it is shown only now:",
         file=sys.stderr,

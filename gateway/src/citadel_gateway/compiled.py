@@ -15,9 +15,10 @@ import tempfile
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-# the stations and what they call for every request; classes that asyncio calls stay as they are
+# the stations and what they call for every request; what inherits from asyncio stays as it is
 MODULES = (
     "admission",
+    "bounds",
     "breaker",
     "budget",
     "envelope",
@@ -26,6 +27,7 @@ MODULES = (
     "identity",
     "limits",
     "protocol",
+    "quarantine",
     "record",
     "relay",
     "reservation",
@@ -33,6 +35,7 @@ MODULES = (
     "routes",
     "settlement",
     "sse",
+    "step",
     "walk",
 )
 

@@ -124,6 +124,7 @@ class Anonymous(Section):
 class Auth(Section):
     keys_file: str
     anonymous: Anonymous
+    wrong_keys_per_minute: Positive = 20
 
 
 class Logs(Section):
@@ -185,6 +186,7 @@ class Health(Section):
 class Breaker(Section):
     window: Seconds = 30.0
     minimum: Positive = 10
+    clients: Positive = 2
     failure_ratio: Ratio = 0.5
     recovery: Seconds = 60.0
     half_open_calls: Positive = 10
@@ -209,10 +211,35 @@ class Defaults(Section):
     top_p: float | None = None
 
 
+class Guided(Section):
+    """Schemas, patterns and grammars that an answer has to follow: what compiling one may cost."""
+
+    schema_bytes: Positive = 32 * 1024
+    depth: Positive = 32
+    pattern: Positive = 2048  # characters
+    grammar: Positive = 16 * 1024  # characters
+    choices: Positive = 512
+    repeats: Positive = 1000
+
+
 class Bounds(Section):
+    """What a request may ask; the defaults are safe for any model."""
+
     temperature: tuple[float, float] = Field(default=(0.0, 2.0), strict=False)
     top_p: tuple[float, float] = Field(default=(0.0, 1.0), strict=False)
     max_tokens: Positive | None = None
+    n: Positive = 8
+    prompts: Positive = 32
+    inputs: Positive = 256
+    logprobs: Annotated[int, Field(ge=0)] = 20
+    prompt_logprobs: Annotated[int, Field(ge=0)] | None = None
+    beam_search: bool = False
+    stop: Positive = 16
+    bad_words: Positive = 64
+    logit_bias: Positive = 300
+    token_ids: Positive = 1024
+    tools: Positive = 128
+    guided: Guided = Guided()
 
 
 class Model(Section):
@@ -364,11 +391,27 @@ def _sentence(error: ErrorDetails) -> str:
     return f"{where}: {shown} cannot be used: {message}; {_REMEDIES.get(kind, 'change it')}"
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML lets the later of two equal keys win without a word; here the second one is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    line = key.start_mark.line + 1
+                    raise ConfigError(f"line {line}: {key.value!r} stands twice in this section; keep one of them")
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def parse(text: str, source: str = "configuration") -> Config:
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: is not YAML: {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: is empty or not a mapping; start from gateway/example.yml")
     try:

@@ -1,4 +1,4 @@
-"""Station 2: the outside of a request: its size, its model, the few fields that matter on the way.
+"""Station 2: the outside of a request: its size, the few fields that matter on the way, what its model may be asked.
 
 The body is parsed once and goes on as it came. Only keys that it lacks are put in front of its own; it is written
 anew only where a value of its own must change (another name for the model, usage in a stream).
@@ -11,23 +11,30 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from citadel_gateway.bounds import check_count, check_parameters, depth_of, sequences
 from citadel_gateway.config import PRIORITIES
 from citadel_gateway.endpoints import ENDPOINTS
 from citadel_gateway.errors import Refusal
-from citadel_gateway.route import Wish, choose_model, named_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from citadel_gateway.config import Config, Endpoint
     from citadel_gateway.exchange import Exchange
-    from citadel_gateway.fleet import Fleet, Model
+    from citadel_gateway.fleet import Model
 
 _CHARS_PER_TOKEN = 4  # a usual mean, for estimates that are settled later
 _MOST_CHARS_PER_TOKEN = 16  # no tokenizer packs more over a whole text: beyond it, it is certainly too long
 _INPUTS = {name: endpoint.given for name, endpoint in ENDPOINTS.items()}
+# how long an answer may be: the first that is there counts
+_LENGTHS = {
+    "chat": ("max_completion_tokens", "max_tokens", "max_output_tokens"),
+    "completions": ("max_tokens", "max_completion_tokens", "max_output_tokens"),
+    "embeddings": (),
+}
+_READ = {"chat": ("max_completion_tokens", "max_tokens"), "completions": ("max_tokens",)}  # by the model server
+_UNSAID = 16  # its own default for completions
 _TIMEOUT_HEADERS = (b"x-request-timeout", b"x-stainless-read-timeout", b"x-stainless-timeout")
 _LONGEST = 86400.0
+_DEEPEST = 128
 
 
 async def read_body(exchange: Exchange) -> None:
@@ -37,57 +44,69 @@ async def read_body(exchange: Exchange) -> None:
     exchange.body = await exchange.client.body()
 
 
-def open_envelope(exchange: Exchange, config: Config, fleet: Fleet, load: Callable[[Model], float]) -> Model:
-    """Fill in the exchange from the body and the headers, or refuse."""
-    data = _parse(exchange.body)
+class Envelope:
+    """What a body says that the stations need; it goes when the model has been fitted."""
+
+    __slots__ = ("asked", "asked_by", "data", "exact", "longest", "prompts")
+
+    def __init__(self, data: dict[str, Any], endpoint: Endpoint) -> None:
+        self.data = data
+        _check_input(data, _INPUTS[endpoint])
+        self.asked, self.asked_by = _asked(data, endpoint)
+        sizes = _prompt_sizes(data[_INPUTS[endpoint]], endpoint)
+        self.prompts, self.longest, self.exact = sizes
+
+
+def open_envelope(exchange: Exchange, config: Config) -> Envelope:
+    """What can be told before a model is chosen."""
     endpoint: Endpoint = exchange.endpoint
-    _check_input(data, _INPUTS[endpoint])
-    exchange.stream = _flag(data, "stream")
+    envelope = Envelope(_parse(exchange.body), endpoint)
+    exchange.stream = _flag(envelope.data, "stream")
     if exchange.stream and endpoint == "embeddings":
         raise Refusal(400, "invalid_value", "Embeddings cannot be streamed.", param="stream")
-    asked = _integer(data, "max_completion_tokens", "max_tokens", "max_output_tokens")
-    prompt, exact = _prompt_size(data, endpoint)
-    exchange.prompt_estimate = prompt
+    _from_headers(exchange, config)
+    return envelope
 
-    name = data.get("model")
-    if name is not None and not isinstance(name, str):
-        raise Refusal(400, "invalid_type", "model must be a string.", param="model")
-    exchange.given_model = name
-    allowed = exchange.principal.models
-    if name in (None, "", "auto"):
-        candidates = [model for model in fleet.models.values() if not allowed or model.name in allowed]
-        guess = 0 if endpoint == "embeddings" else asked if asked is not None else 256
-        model = choose_model(candidates, Wish(data, endpoint, prompt, guess), config.routing.default_model, load)
-        if model is None:
-            raise Refusal(404, "no_suitable_model", "No model here can serve this request; name one.", param="model")
-        exchange.fallback_allowed = config.routing.fallback != "never"
-    else:
-        model = named_model(fleet, str(name), endpoint)
-        exchange.fallback_allowed = config.routing.fallback == "always" or (
-            config.routing.fallback == "on_request"
-            and exchange.headers.get(b"x-allow-fallback", b"").lower() in (b"true", b"1", b"yes")
-        )
-    if allowed and model.name not in allowed:
-        raise Refusal(403, "model_not_allowed", f"This key may not use {model.name}.", param="model")
-    exchange.model = model
 
+def fit(exchange: Exchange, envelope: Envelope, model: Model) -> None:
+    """The body as this model gets it, or why it does not."""
+    data = envelope.data
     settings = model.settings
-    if endpoint != "embeddings":
-        _check_bounds(data, model, asked)
-    exchange.max_tokens = 0 if endpoint == "embeddings" else asked or settings.defaults.max_tokens or 256
-    _check_context(data, exchange, model, asked, prompt if exact else None)
+    endpoint: Endpoint = exchange.endpoint
     if data.get("tools") and data.get("tool_choice") != "none" and "tools" not in settings.capabilities:
         raise Refusal(400, "tools_not_supported", f"{model.name} cannot call tools; leave them out.", param="tools")
-    _from_headers(exchange, config)
-    exchange.body = _rewritten(data, model, exchange, asked)
-    return model
+    count = len(envelope.prompts)
+    if endpoint == "embeddings":
+        check_count("input", count, settings.bounds.inputs, model)
+    elif endpoint == "completions":
+        check_count("prompt", count, settings.bounds.prompts, model)
+    check_parameters(data, model, endpoint)
+    _check_lengths(envelope, model, endpoint)
+    exchange.prompt_estimate = sum(envelope.prompts)
+    exchange.strip_usage = False
+    most = 0
+    added: dict[str, Any] = {}
+    if endpoint != "embeddings":
+        most = _most_tokens(envelope, exchange, model, added) * count * sequences(data)
+    exchange.max_tokens = most
+    exchange.body = _rewritten(data, model, exchange, added)
 
 
-def outbound_body(body: bytes, model: Model) -> bytes:
-    """The same request for another model, for a fallback."""
-    data = orjson.loads(body)
-    data["model"] = model.served_name
-    return orjson.dumps(data)
+def refit(exchange: Exchange, model: Model) -> bool:
+    """The same request for another model, for a fallback; False where that model could not serve it."""
+    before = exchange.body, exchange.max_tokens, exchange.prompt_estimate
+    endpoint: Endpoint = exchange.endpoint
+    envelope = Envelope(orjson.loads(exchange.original), endpoint)
+    settings = model.settings
+    if endpoint not in settings.endpoints or max(envelope.prompts) + (envelope.asked or 0) > settings.context:
+        return False
+    exchange.body = exchange.original
+    try:
+        fit(exchange, envelope, model)
+    except Refusal:
+        exchange.body, exchange.max_tokens, exchange.prompt_estimate = before
+        return False
+    return True
 
 
 def _parse(body: bytes) -> dict[str, Any]:
@@ -99,6 +118,11 @@ def _parse(body: bytes) -> dict[str, Any]:
         raise Refusal(400, "invalid_json", f"The body is not JSON: {error}.") from None
     if not isinstance(data, dict):
         raise Refusal(400, "invalid_json", "The body must be a JSON object.")
+    # few bodies have so many brackets at all
+    if body.count(b"[") + body.count(b"{") > _DEEPEST:
+        for key, value in data.items():
+            if depth_of(value, _DEEPEST + 1) > _DEEPEST:
+                raise Refusal(400, "invalid_json", f"{key[:100]} is nested more than {_DEEPEST} deep.", param=key[:100])
     return data
 
 
@@ -128,66 +152,84 @@ def _flag(data: dict[str, Any], key: str) -> bool:
     raise Refusal(400, "invalid_type", f"{key} must be true or false.", param=key)
 
 
-def _integer(data: dict[str, Any], *keys: str) -> int | None:
-    for key in keys:
-        value = data.get(key)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise Refusal(400, "invalid_type", f"{key} must be a whole number.", param=key)
-        if value < 0:
-            raise Refusal(422, "out_of_range", f"{key} must not be negative.", param=key)
-        return value
-    return None
+def _integer(data: dict[str, Any], key: str) -> int | None:
+    value = data.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise Refusal(400, "invalid_type", f"{key} must be a whole number.", param=key)
+    if value < 0:
+        raise Refusal(422, "out_of_range", f"{key} must not be negative.", param=key)
+    return value
 
 
-def _prompt_size(data: dict[str, Any], endpoint: Endpoint) -> tuple[int, bool]:
-    """Tokens of the prompt, and whether that is exact: it is where the client sends tokens itself."""
-    value = data[_INPUTS[endpoint]]
+def _asked(data: dict[str, Any], endpoint: Endpoint) -> tuple[int | None, str]:
+    """How long the answer may be by the field that counts; fields that the model server does not read become it."""
+    found: int | None = None
+    name = "max_tokens"
+    for key in _LENGTHS[endpoint]:
+        value = _integer(data, key)
+        if found is None and value is not None:
+            found, name = value, key
+    return found, name
+
+
+def _prompt_sizes(value: Any, endpoint: Endpoint) -> tuple[list[int], int, bool]:
+    """Tokens of each prompt, characters of the longest, and whether that is exact: where the client sends tokens."""
     if endpoint != "chat" and isinstance(value, list) and value:
-        if isinstance(value[0], int):
-            return len(value), True
-        if isinstance(value[0], list):
-            return sum(len(item) for item in value if isinstance(item, list)), False
-    return _longest_text(value) // _CHARS_PER_TOKEN + 1, False
+        first = value[0]
+        if isinstance(first, int):
+            return [len(value)], 0, True
+        if isinstance(first, list):
+            return [len(item) if isinstance(item, list) else 1 for item in value], 0, True
+        if isinstance(first, str):
+            lengths = [_longest_text(item) for item in value]
+            return [length // _CHARS_PER_TOKEN + 1 for length in lengths], max(lengths), False
+    longest = _longest_text(value)
+    return [longest // _CHARS_PER_TOKEN + 1], longest, False
 
 
-def _check_bounds(data: dict[str, Any], model: Model, asked: int | None) -> None:
-    bounds = model.settings.bounds
-    for key, (low, high) in (("temperature", bounds.temperature), ("top_p", bounds.top_p)):
-        value = data.get(key)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise Refusal(400, "invalid_type", f"{key} must be a number.", param=key)
-        if not low <= value <= high:
-            raise Refusal(
-                422, "out_of_range", f"{key} is {value:g}; {model.name} takes {low:g} to {high:g}.", param=key
-            )
-    if asked is not None and bounds.max_tokens is not None and asked > bounds.max_tokens:
-        raise Refusal(
-            422,
-            "out_of_range",
-            f"max_tokens is {asked}; {model.name} takes at most {bounds.max_tokens}.",
-            param="max_tokens",
-        )
-
-
-def _check_context(
-    data: dict[str, Any], exchange: Exchange, model: Model, asked: int | None, exact: int | None
-) -> None:
+def _check_lengths(envelope: Envelope, model: Model, endpoint: Endpoint) -> None:
     """Only what is certainly too long: the model server knows the tokens, and refuses the rest at once itself."""
     context = model.settings.context
-    key = _INPUTS[exchange.endpoint]
-    if asked is not None and asked > context:
-        raise _too_long(context, f"max_tokens asks for {asked}", "max_tokens")
-    if exact is not None:
-        if exact + (asked or 0) > context:
-            raise _too_long(context, f"{exact} tokens are given and {asked or 0} are asked for", key)
-    elif len(exchange.body) > _MOST_CHARS_PER_TOKEN * context:
-        longest = _longest_text(data[key])
-        if longest > _MOST_CHARS_PER_TOKEN * context:
-            raise _too_long(context, f"{longest} characters are given", key)
+    asked = envelope.asked if endpoint != "embeddings" else None
+    key = _INPUTS[endpoint]
+    if asked is not None:
+        most = model.settings.bounds.max_tokens
+        if most is not None and asked > most:
+            raise Refusal(
+                422,
+                "out_of_range",
+                f"{envelope.asked_by} is {asked}; {model.name} takes at most {most}.",
+                param=envelope.asked_by,
+            )
+        if asked > context:
+            raise _too_long(context, f"{envelope.asked_by} asks for {asked}", envelope.asked_by)
+    if envelope.exact:
+        given = max(envelope.prompts)
+        if given + (asked or 0) > context:
+            raise _too_long(context, f"{given} tokens are given and {asked or 0} are asked for", key)
+    elif envelope.longest > _MOST_CHARS_PER_TOKEN * context:
+        raise _too_long(context, f"{envelope.longest} characters are given", key)
+
+
+def _most_tokens(envelope: Envelope, exchange: Exchange, model: Model, added: dict[str, Any]) -> int:
+    """The longest answer to one prompt; what is not said is filled in."""
+    asked = envelope.asked
+    data = envelope.data
+    if asked is not None:
+        if all(data.get(key) is None for key in _READ[exchange.endpoint]):
+            added["max_tokens"] = asked
+        return asked
+    default = model.settings.defaults.max_tokens
+    context = model.settings.context
+    # a default must not make a long prompt impossible, so it is left out where it might
+    if default is not None and len(exchange.body) + default <= context:
+        added["max_tokens"] = default
+        return default
+    if exchange.endpoint == "completions":
+        return _UNSAID
+    return max(1, context - max(envelope.prompts))
 
 
 def _longest_text(value: Any) -> int:
@@ -200,7 +242,7 @@ def _longest_text(value: Any) -> int:
             for item in value:
                 total += _longest_text(item)
             return total
-        return max((_longest_text(item) for item in value), default=0)
+        return max([len(item) for item in value if isinstance(item, str)], default=0)
     if isinstance(value, dict):
         content = value.get("content", value.get("text"))
         return _longest_text(content) if isinstance(content, str | list) else 0
@@ -210,7 +252,9 @@ def _longest_text(value: Any) -> int:
 def _from_headers(exchange: Exchange, config: Config) -> None:
     headers = exchange.headers
     wanted = headers.get(b"x-priority")
-    if wanted is not None:
+    if wanted is None:
+        exchange.priority = min(exchange.priority, exchange.principal.priority)
+    else:
         name = wanted.decode("latin-1").lower()
         if name not in PRIORITIES:
             raise Refusal(400, "invalid_value", f"x-priority must be one of {', '.join(PRIORITIES)}.")
@@ -239,18 +283,13 @@ def _seconds(value: bytes) -> float | None:
     return seconds if 0 < seconds <= _LONGEST else None
 
 
-def _rewritten(data: dict[str, Any], model: Model, exchange: Exchange, asked: int | None) -> bytes:
+def _rewritten(data: dict[str, Any], model: Model, exchange: Exchange, added: dict[str, Any]) -> bytes:
     body = exchange.body
-    added: dict[str, Any] = {}
     changed: dict[str, Any] = {}
     if data.get("model") != model.served_name:
         (changed if "model" in data else added)["model"] = model.served_name
     if exchange.endpoint != "embeddings":
         defaults = model.settings.defaults
-        context = model.settings.context
-        # a default must not make a long prompt impossible, so it is left out where it might
-        if asked is None and defaults.max_tokens is not None and len(body) + defaults.max_tokens <= context:
-            added["max_tokens"] = defaults.max_tokens
         if defaults.temperature is not None and data.get("temperature") is None:
             added["temperature"] = defaults.temperature
         if defaults.top_p is not None and data.get("top_p") is None:

@@ -42,6 +42,7 @@ class Exchange:
 
     # envelope
     body = b""
+    original = b""  # as the client sent it, where another model may answer
     stream = False
     strip_usage = False
     given_model: str | None = None
@@ -50,6 +51,7 @@ class Exchange:
     session: str | None = None
     priority = 1
     fallback_allowed = False
+    passed: tuple[str, ...] = ()  # models that could not take it
     client_deadline: float | None = None
     deadline = 0.0
     model: Model | None = None
@@ -61,6 +63,8 @@ class Exchange:
     queued = 0.0
     # relay
     retries = 0
+    deaths = 0  # of engines that had it in flight
+    turn: asyncio.Lock | None = None  # among those that an engine may have died of
     upstream_started = 0.0
     first_byte = 0.0
     write_blocked = 0.0  # since when the client takes nothing
@@ -69,6 +73,8 @@ class Exchange:
     completion_tokens = 0
     cached_tokens = 0
     usage_exact = False
+    kept: list[bytes] | None = None  # the answer, for whoever hangs on the path and wants it
+    charged = 0  # tokens, in the end
     # what the client saw
     status = 0
     outcome = 0  # what it came to in the end, where that is not the status: 499, 503, 504

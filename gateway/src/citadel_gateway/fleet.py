@@ -81,6 +81,8 @@ class Replica:
         self.memory = 0.0
         self.started = 0.0  # when its process began, by its own word
         self.restarts = 0
+        self.deaths = 0  # with requests in flight
+        self.died_at = 0.0
 
     @property
     def usable(self) -> bool:
@@ -134,6 +136,12 @@ class Replica:
         self.good_probes = 0
         self.leaving_until = time.monotonic() + _LEAVE
         self.become("loading", "it is stopping and will be back")
+
+    def dies(self) -> None:
+        """Its engine has died; the server around it answers errors until it ends, and another one starts."""
+        self.good_probes = 0
+        self.leaving_until = time.monotonic() + _LEAVE
+        self.become("loading", "its engine died; it will be back")
 
     def refused(self) -> None:
         """Nothing listens. It was there or may yet come: loading, until its load time has long passed."""

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 from citadel_gateway import config as configuration
 from citadel_gateway.admission import Admission
 from citadel_gateway.exchange import header_lines
-from citadel_gateway.fleet import Fleet, Model, Replica, State
+from citadel_gateway.fleet import Fleet, Replica, State
 from citadel_gateway.identity import Identity, TrustedProxies
 from citadel_gateway.keys import KeyFileError, KeyStore
 from citadel_gateway.limits import Limits
 from citadel_gateway.logs import AuditLog, JsonLog
 from citadel_gateway.metrics import Metrics, Now
 from citadel_gateway.probes import Prober
-from citadel_gateway.record import Recorder
+from citadel_gateway.quarantine import Quarantine
+from citadel_gateway.record import Recorder, to_access, to_audit, to_metrics
 from citadel_gateway.walk import Walk
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from citadel_gateway.budget import Budget
     from citadel_gateway.config import Config
+    from citadel_gateway.step import Step
 
 logger = logging.getLogger("citadel_gateway")
 
@@ -49,13 +51,20 @@ class Gateway:
         self.limits = Limits(config.limits)
         self.fleet = Fleet(config, self._replica_changed)
         self.admission = Admission(config.admission, self.fleet)
-        self.metrics.registry.register(Now(self.admission))
+        self.metrics.registry.register(Now(self.admission, lambda: [each.endpoint for each in self.walk.running]))
         self.connections: set[Any] = set()
         self.budgets: dict[str, Budget] = {}  # of each listener
         self.metrics.connections.set_function(lambda: len(self.connections))
         self.audit = AuditLog(config.logs.audit, self._dropped("audit"))
         self.access = JsonLog(config.logs.access, self._dropped("access"))
-        self.recorder = Recorder(self.metrics, self.access, self.audit, prompts=config.logs.prompts)
+        self.recorder = Recorder(
+            self.report_bug,
+            to_metrics(self.metrics),
+            to_access(self.access, prompts=config.logs.prompts),
+            to_audit(self.audit),
+        )
+        self.quarantine = Quarantine()
+        self.step: Step | None = None
         self.walk = Walk(self)
         self.fixed_lines = _SECURITY
         self.stopping = False
@@ -64,7 +73,7 @@ class Gateway:
 
     def start(self) -> None:
         """Begin to look after the replicas and the running requests; needs the loop."""
-        self.prober = Prober(self.fleet, self.config.health, self._awaited)
+        self.prober = Prober(self.fleet, self.config.health, self._awaited, self._opened)
         self._sweeper = asyncio.create_task(self._sweep(), name="sweep")
         self.audit.event("start", models=list(self.fleet.models))
 
@@ -76,6 +85,7 @@ class Gateway:
             await self.prober.close()
         for replica in self.fleet.replicas():
             replica.pool.close()
+        self.keys.write_uses()
         self.access.close()
         self.audit.close()
 
@@ -83,9 +93,7 @@ class Gateway:
         """Take over the file as it is now, whole or not at all; returns what is wrong with it."""
         try:
             fresh = configuration.load(self.path)
-            self.keys.path = Path(fresh.auth.keys_file)
-            if self.keys.refresh():
-                self.keys_changed()
+            keys = KeyStore(Path(fresh.auth.keys_file))
         except (configuration.ConfigError, KeyFileError) as error:
             self.metrics.reloads.labels("refused").inc()
             self.audit.event("reload", outcome="refused", actor=actor, error=str(error))
@@ -93,6 +101,9 @@ class Gateway:
             return str(error)
         if fresh.listen != self.config.listen or fresh.logs != self.config.logs:
             logger.warning("listen and logs are read at the start only; restart the gateway for them")
+        # from here on nothing can be refused
+        if self.keys.adopt(keys):
+            self.keys_changed()
         gone = self.fleet.apply(fresh)
         self.config = fresh
         self.metrics.prepare(fresh)
@@ -111,22 +122,15 @@ class Gateway:
         self.audit.event("reload", actor=actor)
         return None
 
-    def load(self, model: Model) -> float:
-        """How busy a model is: 1 is as much as it can have in flight."""
-        lane = self.admission.lanes[model]
-        return (lane.in_flight + lane.waiting) / max(1, model.capacity())
+    async def speaks(self, replica: Replica) -> bool:
+        """Whether a replica gives a token to the gateway itself."""
+        return self.prober is None or await self.prober.speaks(replica)
 
-    def judge(self, replica: Replica, kind: str, *, blame: bool) -> None:
-        """A call failed: count it, and let the breaker know if it was the replica's fault."""
-        self.metrics.upstream_errors.labels(replica.model.name, replica.name, kind).inc()
-        if not blame:
-            return
-        replica.poke.set()
-        if replica.breaker.failure():
-            logger.warning("breaker of %s opened", replica.name)
-            self.audit.event("breaker_open", outcome="failed", replica=replica.name, kind=kind)
-            # requests that wait for it go on when trial calls are allowed
-            asyncio.get_running_loop().call_later(replica.breaker.settings.recovery + 0.001, self.admission.dispatch)
+    def _opened(self, replica: Replica) -> None:
+        logger.warning("breaker of %s opened", replica.name)
+        self.audit.event("breaker_open", outcome="failed", replica=replica.name)
+        # requests that wait for it go on when trial calls are allowed
+        asyncio.get_running_loop().call_later(replica.breaker.settings.recovery + 0.001, self.admission.dispatch)
 
     def report_bug(self, error: Exception) -> None:
         logger.error("a bug in the gateway", exc_info=error)
@@ -184,8 +188,12 @@ class Gateway:
                         self.keys_changed()
                 except KeyFileError as error:
                     logger.warning("keys stay as they were: %s", error)
+            if turn % 8 == 0:
+                self.audit.summarize()
             if turn % 240 == 0:
                 self.limits.sweep()
+                self.identity.wrong.sweep()
+                await asyncio.to_thread(self.keys.write_uses)
 
     def _cut_the_slow(self) -> None:
         now = time.monotonic()

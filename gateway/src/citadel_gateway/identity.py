@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from citadel_gateway.exchange import Exchange
 
 _PREFIX = PREFIX.encode()
+_MINUTE = 60.0
+_ADDRESSES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +45,27 @@ class TrustedProxies:
         self._networks = [ipaddress.ip_network(network) for network in networks]
 
     def address(self, peer: str, headers: dict[bytes, bytes]) -> str:
-        """The client's address: the peer's, or the nearest untrusted one that trusted proxies report."""
-        if not self._networks or not self._trusts(peer):
-            return peer
-        for hop in reversed(headers.get(b"x-forwarded-for", b"").decode("latin-1").split(",")):
-            text: str = hop.strip()
-            if not self._valid(text):
-                return peer
+        """The client's address: the peer's, or the nearest untrusted one that trusted proxies report.
+
+        Each proxy adds whom it has seen at the right end of X-Forwarded-For, so that what a client writes there
+        itself stands left of everything that can be believed.
+        """
+        nearest = unmapped(peer)
+        if not self._networks or not self._trusts(nearest):
+            return nearest
+        reported = headers.get(b"x-forwarded-for")
+        if reported is None:
+            return nearest
+        for hop in reversed(reported.decode("latin-1").split(",")):
+            text = unmapped(hop.strip())
+            try:
+                ipaddress.ip_address(text)
+            except ValueError:
+                return nearest
+            nearest = text
             if not self._trusts(text):
-                return text
-        return peer
+                break
+        return nearest
 
     def _trusts(self, text: str) -> bool:
         try:
@@ -61,13 +74,42 @@ class TrustedProxies:
             return False
         return any(address in network for network in self._networks)
 
-    @staticmethod
-    def _valid(text: str) -> bool:
-        try:
-            ipaddress.ip_address(text)
-        except ValueError:
-            return False
-        return True
+
+def unmapped(address: str) -> str:
+    """An IPv4 client of a socket that listens for both: without the prefix that only such a socket gives it."""
+    if address[:7].lower() == "::ffff:" and "." in address:
+        return address[7:]
+    return address
+
+
+class WrongKeys:
+    """How often an address has shown keys that do not exist. Beyond the bound its unknown keys are not looked at until
+    the minute is over; keys that have worked before go on working from there."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._counts: dict[str, tuple[float, int]] = {}
+
+    def wait(self, address: str) -> float:
+        """Seconds until this address may try another one."""
+        since, count = self._counts.get(address, (0.0, 0))
+        return max(0.0, since + _MINUTE - time.monotonic()) if count >= self.most else 0.0
+
+    def note(self, address: str) -> None:
+        now = time.monotonic()
+        since, count = self._counts.get(address, (now, 0))
+        if now - since >= _MINUTE:
+            since, count = now, 0
+        if not count and len(self._counts) >= _ADDRESSES:
+            self.sweep()
+            while len(self._counts) >= _ADDRESSES:
+                del self._counts[next(iter(self._counts))]
+        self._counts[address] = since, count + 1
+
+    def sweep(self) -> None:
+        oldest = time.monotonic() - _MINUTE
+        for address in [address for address, (since, _) in self._counts.items() if since < oldest]:
+            del self._counts[address]
 
 
 def presented(headers: dict[bytes, bytes]) -> bytes | None:
@@ -84,11 +126,14 @@ class Identity:
         self.keys = keys
         self._principals: dict[bytes, tuple[Key, Principal]] = {}
         self._anonymous: dict[str, Principal] = {}
+        self._proven: set[bytes] = set()  # they have worked, and are asked about whoever shows them
+        self.wrong = WrongKeys(config.auth.wrong_keys_per_minute)
         self.apply(config)
 
     def apply(self, config: Config) -> None:
         self._tiers = config.limits.tiers
         self._open = config.auth.anonymous
+        self.wrong.most = config.auth.wrong_keys_per_minute
         self.forget()
 
     def forget(self) -> None:
@@ -99,9 +144,11 @@ class Identity:
     def establish(self, headers: dict[bytes, bytes], address: str) -> Principal:
         credential = presented(headers)
         if credential is not None and credential.startswith(_PREFIX):
-            return self._keyed(credential)
+            return self._keyed(credential, address)
         if not self._open.enabled:
             if credential:
+                self._refuse_guesses(address)
+                self.wrong.note(address)
                 raise Refusal(401, "invalid_api_key", "This is not an API key of this gateway.")
             raise Refusal(
                 401,
@@ -125,20 +172,36 @@ class Identity:
             raise Refusal(403, "role_not_allowed", "This needs an API key with the role admin.")
         return principal.id
 
-    def _keyed(self, credential: bytes) -> Principal:
+    def _refuse_guesses(self, address: str) -> None:
+        wait = self.wrong.wait(address)
+        if wait > 0:
+            raise Refusal(
+                429,
+                "too_many_wrong_keys",
+                f"This address has shown {self.wrong.most} keys that do not exist within a minute; "
+                f"try again in {wait:.0f} s.",
+                retry_after=wait,
+            )
+
+    def _keyed(self, credential: bytes, address: str) -> Principal:
         known = self._principals.get(credential)
         if known is None:
+            if credential not in self._proven:
+                self._refuse_guesses(address)
             key = self.keys.find(credential.decode("latin-1"))
             if key is None:
+                self.wrong.note(address)
                 raise Refusal(401, "invalid_api_key", "This API key does not exist.")
             principal = self._principal(f"key:{key.id}", key.name, key.role, key.tier, models=key.models)
             known = key, principal
             self._principals[credential] = known
+            self._proven.add(credential)
         key, principal = known
         if key.revoked is not None:
             raise Refusal(401, "revoked_api_key", "This API key has been revoked.")
         if key.expires is not None and time.time() >= key.expires:
             raise Refusal(401, "expired_api_key", "This API key has expired.")
+        self.keys.used(key.id)
         return principal
 
     def _principal(

@@ -6,6 +6,7 @@ written whole and renamed into place; a running gateway sees the change within a
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -57,7 +58,52 @@ class KeyStore:
         self.path = path
         self._by_hash: dict[str, Key] = {}
         self._seen: tuple[int, int] | None = None
+        self._fresh: dict[str, tuple[int, float]] = {}  # uses since they were last written down
         self.refresh()
+
+    def adopt(self, other: KeyStore) -> bool:
+        """Become another store, which has been read already; true if the keys differ."""
+        changed = self._by_hash != other._by_hash
+        self.path, self._by_hash, self._seen = other.path, other._by_hash, other._seen
+        return changed
+
+    def used(self, key_id: str) -> None:
+        self._fresh[key_id] = self._fresh.get(key_id, (0, 0.0))[0] + 1, time.time()
+
+    def uses(self) -> dict[str, dict[str, float]]:
+        """How often and when each key was used last, what is not yet written down included."""
+        found = self._written_uses()
+        for key_id, (count, last) in self._fresh.items():
+            before = found.get(key_id, {"count": 0, "last": 0.0})
+            found[key_id] = {"count": before["count"] + count, "last": max(last, before["last"])}
+        return found
+
+    def write_uses(self) -> None:
+        """Once in a while: a file of its own, since it may be lost and the keys may not."""
+        if not self._fresh:
+            return
+        with contextlib.suppress(OSError), self._locked():
+            known = {key.id for key in self._by_hash.values()}
+            kept = {key_id: use for key_id, use in self.uses().items() if key_id in known}
+            self._replace(self.path.with_suffix(".uses"), json.dumps(kept))
+            self._fresh.clear()
+
+    def _written_uses(self) -> dict[str, dict[str, float]]:
+        try:
+            data = json.loads(self.path.with_suffix(".uses").read_bytes())
+            return {key_id: {"count": int(use["count"]), "last": float(use["last"])} for key_id, use in data.items()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return {}
+
+    def described(self) -> list[dict[str, object]]:
+        """All keys without their secrets, with their uses."""
+        uses = self.uses()
+        unused: dict[str, float | None] = {"count": 0, "last": None}
+        return [
+            {**key.public(), "uses": use["count"], "last_used": use["last"]}
+            for key in self.all()
+            for use in [uses.get(key.id, unused)]
+        ]
 
     def find(self, secret: str) -> Key | None:
         """The key, whether it is still usable or not."""
@@ -150,23 +196,32 @@ class KeyStore:
     def _changing(self) -> Iterator[list[Key]]:
         """The keys under a lock that the command line and the gateway share; written back whole."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            with self._locked():
+                keys = self._read()
+                yield keys
+                self._replace(
+                    self.path, json.dumps({"version": 1, "keys": [asdict(key) for key in keys]}, indent=1) + "\n"
+                )
         except OSError as error:
             raise KeyFileError(f"{self.path}: cannot be written: {error.strerror}") from None
+        self.refresh()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             self._hand_over(self.path.with_suffix(".lock"))
             fcntl.flock(lock, fcntl.LOCK_EX)
-            keys = self._read()
-            yield keys
-            content = json.dumps({"version": 1, "keys": [asdict(key) for key in keys]}, indent=1)
-            fresh = self.path.with_suffix(".new")
-            with os.fdopen(os.open(fresh, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
-                file.write(content + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            self._hand_over(fresh)
-            fresh.replace(self.path)
+            yield
         finally:
             os.close(lock)
-        self.refresh()
+
+    def _replace(self, path: Path, content: str) -> None:
+        fresh = path.with_name(f"{path.name}.new")
+        with os.fdopen(os.open(fresh, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        self._hand_over(fresh)
+        fresh.replace(path)

@@ -20,6 +20,8 @@ import orjson
 _PAUSE = 0.2
 _MOST = 32 * 1024
 _HOPELESS = 4 * 1024 * 1024
+_MINUTE = 60.0
+_KEYS = 10_000
 
 
 class JsonLog:
@@ -110,13 +112,36 @@ class AuditLog:
 
     def __init__(self, path: str, on_drop: Callable[[int], None]) -> None:
         self._log = JsonLog(path, on_drop)
+        self._repeated: dict[tuple[str | None, ...], list[Any]] = {}
 
     def event(self, event: str, *, outcome: str = "ok", actor: str | None = None, **details: Any) -> None:
         record = {"time": timestamp(), "log": "audit", "event": event, "outcome": outcome, "actor": actor}
         self._log.write({**record, **details})
 
+    def often(self, key: tuple[str | None, ...], event: str, **details: Any) -> None:
+        """What somebody can make happen again and again: the first is written, the rest of a minute counted."""
+        repeated = self._repeated.get(key)
+        if repeated is None:
+            if len(self._repeated) >= _KEYS:
+                self.summarize(everything=True)
+            self._repeated[key] = [time.monotonic(), 0, event, details]
+            self.event(event, **details)
+        else:
+            repeated[1] += 1
+            repeated[3] = details
+
+    def summarize(self, *, everything: bool = False) -> None:
+        """A line for each that was repeated, when its minute is over."""
+        now = time.monotonic()
+        for key, (since, count, event, details) in list(self._repeated.items()):
+            if everything or now - since >= _MINUTE:
+                del self._repeated[key]
+                if count:
+                    self.event(event, **details, repeated=count, seconds=round(now - since, 1))
+
     def flush(self) -> None:
         self._log.flush()
 
     def close(self) -> None:
+        self.summarize(everything=True)
         self._log.close()

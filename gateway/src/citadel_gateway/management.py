@@ -175,7 +175,7 @@ async def requests(gateway: Served, _: Actor) -> dict[str, Any]:
 
 @router.get("/management/keys", tags=["keys"])
 async def keys(gateway: Served, _: Actor) -> dict[str, Any]:
-    return {"keys": [key.public() for key in gateway.keys.all()]}
+    return {"keys": gateway.keys.described()}
 
 
 @router.post("/management/keys", tags=["keys"], status_code=201)

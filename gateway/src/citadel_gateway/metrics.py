@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_left
+from collections import Counter as Counts
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from prometheus_client.utils import floatToGoString
 from citadel_gateway import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from prometheus_client import Metric
 
@@ -35,6 +36,17 @@ STATES = ("unknown", "loading", "ready", "draining", "failed")
 BREAKER_STATES = {"closed": 0, "half_open": 1, "open": 2}
 TOKENS = ("prompt", "completion", "cached")
 UNKNOWN_MODEL = "unknown"
+# by the names that dashboards know them by
+_ENDPOINTS = {"chat": "chat_completions"}
+_PATH_ENDPOINTS = ("chat_completions", "completions", "embeddings")
+
+
+def _outcome(status: int) -> str:
+    return "success" if status < 400 else "error"
+
+
+def _endpoint(name: str) -> str:
+    return _ENDPOINTS.get(name, name)
 
 
 class Metrics:
@@ -54,6 +66,15 @@ class Metrics:
             "llm_fallbacks_total", "Requests answered by another model", ["model", "by"], registry=registry
         )
         self.cache_hits = Counter("llm_cache_hits_total", "Answers from the cache", ["model"], registry=registry)
+        self.engine_deaths = Counter(
+            "llm_engine_deaths_total",
+            "Engines that died with a request in flight",
+            ["model", "replica"],
+            registry=registry,
+        )
+        self.steps = Counter(
+            "llm_steps_total", "What the step before the model came to", ["outcome"], registry=registry
+        )
         self.dropped_logs = Counter(
             "llm_log_lines_dropped_total", "Log lines that could not be written", ["log"], registry=registry
         )
@@ -74,6 +95,8 @@ class Metrics:
             self.work.prepare(name, model.endpoints)
             self.cache_hits.labels(name)
             self.retries.labels(name)
+            for replica in model.replicas:
+                self.engine_deaths.labels(name, replica.name)
 
 
 class Distribution:
@@ -89,6 +112,10 @@ class Distribution:
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
+
+    def add(self, other: Distribution) -> None:
+        self.counts = [one + two for one, two in zip(self.counts, other.counts, strict=True)]
+        self.sum += other.sum
 
     def buckets(self) -> list[tuple[str, float]]:
         edges = [floatToGoString(bound) for bound in (*self.bounds, math.inf)]  # type: ignore[no-untyped-call]
@@ -131,10 +158,16 @@ class Work(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        requests = CounterMetricFamily("llm_requests", "Requests by outcome", labels=["model", "endpoint", "status"])
+        requests = CounterMetricFamily(
+            "llm_requests", "Requests by outcome", labels=["model", "endpoint", "status", "code"]
+        )
+        http: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         for (model, endpoint, status), count in self._requests.items():
-            requests.add_metric([model, endpoint, str(status)], count)
+            values = _endpoint(endpoint), _outcome(status), str(status)
+            requests.add_metric([model, *values], count)
+            http[values] += count
         yield requests
+        yield from self._http(http)
         tokens = CounterMetricFamily(
             "llm_tokens_processed", f"Tokens by type: {', '.join(TOKENS)}", labels=["model", "type"]
         )
@@ -146,7 +179,7 @@ class Work(Collector):
                 "llm_request_duration_seconds",
                 "From the first byte of a request to the last of its answer",
                 ["model", "endpoint"],
-                self._durations,
+                {(model, _endpoint(endpoint)): each for (model, endpoint), each in self._durations.items()},
             ),
             (
                 "llm_time_to_first_token_seconds",
@@ -158,18 +191,33 @@ class Work(Collector):
         )
         for name, text, labels, distributions in found:
             family = HistogramMetricFamily(name, text, labels=labels)
-            for values, distribution in distributions.items():
-                family.add_metric(
-                    [values] if isinstance(values, str) else values, distribution.buckets(), distribution.sum
-                )
+            for key, distribution in distributions.items():
+                family.add_metric([key] if isinstance(key, str) else key, distribution.buckets(), distribution.sum)
             yield family
+
+    def _http(self, counts: dict[tuple[str, str, str], int]) -> Iterator[Metric]:
+        """The same over all models, by the names that a web server's dashboard expects."""
+        total = CounterMetricFamily("http_requests", "Requests by outcome", labels=["endpoint", "status", "code"])
+        for values, count in counts.items():
+            total.add_metric(values, count)
+        yield total
+        merged: dict[str, Distribution] = {}
+        for (_, endpoint), distribution in self._durations.items():
+            merged.setdefault(_endpoint(endpoint), Distribution(_DURATIONS)).add(distribution)
+        family = HistogramMetricFamily(
+            "http_request_duration_seconds", "From the first byte of a request to the last", labels=["endpoint"]
+        )
+        for endpoint, distribution in merged.items():
+            family.add_metric([endpoint], distribution.buckets(), distribution.sum)
+        yield family
 
 
 class Now(Collector):
     """The gauges, read from the live objects when somebody asks."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, running: Callable[[], Iterable[str]]) -> None:
         self._admission = admission
+        self._running = running  # the endpoints of the requests that are not over
 
     def describe(self) -> list[Metric]:
         return []
@@ -197,4 +245,8 @@ class Now(Collector):
                 restarts.add_metric([model.name, replica.name], replica.restarts)
                 for name in STATES:
                     state.add_metric([model.name, replica.name, name], float(replica.state == name))
-        yield from (active, depth, health, capacity, memory, state, breaker, restarts)
+        flying = GaugeMetricFamily("http_requests_in_flight", "Requests that are not over", labels=["endpoint"])
+        flights = Counts(_endpoint(name) for name in self._running())
+        for endpoint in dict.fromkeys((*_PATH_ENDPOINTS, *flights)):
+            flying.add_metric([endpoint], flights[endpoint])
+        yield from (active, depth, health, capacity, memory, state, breaker, restarts, flying)

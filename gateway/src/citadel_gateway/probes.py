@@ -12,6 +12,7 @@ import httpx
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from citadel_gateway.config import Health
     from citadel_gateway.fleet import Fleet, Replica
@@ -29,9 +30,17 @@ _CGROUPS = (
 
 
 class Prober:
-    def __init__(self, fleet: Fleet, settings: Health, awaited: Callable[[Replica], bool]) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        settings: Health,
+        awaited: Callable[[Replica], bool],
+        opened: Callable[[Replica], None],
+    ) -> None:
         self._fleet = fleet
         self._awaited = awaited
+        self._opened = opened  # a breaker has
+        self._asked: dict[Replica, asyncio.Task[bool]] = {}
         self._tasks: dict[Replica, asyncio.Task[None]] = {}
         # verify=False spares the loading of certificates: replicas are spoken to in plain HTTP
         self._client = httpx.AsyncClient(verify=False, trust_env=False, timeout=settings.timeout)  # noqa: S501
@@ -56,7 +65,9 @@ class Prober:
         while True:
             await self.probe(replica)
             settings = self.settings
-            if replica.state == "ready":
+            if replica.breaker.suspect:
+                pause = settings.down_interval
+            elif replica.state == "ready":
                 pause = settings.interval
             elif self._awaited(replica):
                 pause = settings.awaited_interval
@@ -85,9 +96,11 @@ class Prober:
         replica.away_since = None
         if health.status_code != 200:
             self._bad(replica, f"its /health says {health.status_code}")
-            return
-        if replica.state != "ready" and not await self._serves_the_name(replica):
-            return
+        elif replica.state == "ready" or await self._serves_the_name(replica):
+            await self._look_inside(replica)
+
+    async def _look_inside(self, replica: Replica) -> None:
+        """Its health is good; whether its engine is, too."""
         await self._read_metrics(replica)
         if replica.leaving:
             return
@@ -99,10 +112,54 @@ class Prober:
                 f"its engine has {replica.running:.0f} requests and made no token for {stalled:.0f} s",
             )
             return
+        if replica.breaker.suspect and not await self.confirm(replica):
+            return
         replica.bad_probes = 0
         replica.good_probes += 1
         if replica.state in ("unknown", "loading") or replica.good_probes >= self.settings.back_after:
             replica.become("ready", "answers")
+
+    async def confirm(self, replica: Replica) -> bool:
+        """Whether a replica that clients saw fail still gives a token; if it does not, it is taken out."""
+        if await self.speaks(replica):
+            replica.breaker.acquit()
+            return True
+        if replica.breaker.convict():
+            self._opened(replica)
+        elif replica.breaker.suspect:
+            # the word of one client is not enough: as many bad probes are, as always
+            self._bad(replica, "it gives no token when it is asked for one")
+        return False
+
+    async def speaks(self, replica: Replica) -> bool:
+        """Ask for one token, as a client would; everybody who wants to know at the same time shares the question."""
+        task = self._asked.get(replica)
+        if task is None:
+            task = self._asked[replica] = asyncio.create_task(self._speaks(replica), name=f"ask {replica.name}")
+            task.add_done_callback(lambda _: self._asked.pop(replica, None))
+        return await asyncio.shield(task)
+
+    async def _speaks(self, replica: Replica) -> bool:
+        model = replica.model
+        body: dict[str, Any] = {"model": model.served_name, "max_tokens": 1}
+        if "embeddings" in model.settings.endpoints:
+            path, body = "/v1/embeddings", {"model": model.served_name, "input": "ping"}
+        elif "completions" in model.settings.endpoints:
+            path, body["prompt"] = "/v1/completions", "ping"
+        else:
+            path, body["messages"] = "/v1/chat/completions", [{"role": "user", "content": "ping"}]
+        before = replica.progress
+        try:
+            answer = await self._client.post(f"{replica.settings.url}{path}", json=body)
+            if answer.status_code not in (429, 503):
+                return answer.status_code < 500
+        except httpx.TimeoutException:
+            pass
+        except httpx.HTTPError:
+            return False
+        # too busy to answer is alive, if it makes tokens for others
+        await self._read_metrics(replica)
+        return replica.progress > before >= 0.0
 
     def _bad(self, replica: Replica, reason: str) -> None:
         replica.good_probes = 0

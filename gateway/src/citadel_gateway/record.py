@@ -1,8 +1,13 @@
-"""Station 8: what is remembered of a request: metrics, one line of the access log, the audit log where it matters."""
+"""Station 8: what is remembered of a request.
+
+Sinks take the finished exchange one after the other: metrics, access log and audit are the first three, and more may
+be added (`Recorder.sinks`). A sink is never awaited, keeps no more than it can hold, and its failure is its own.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from citadel_gateway.identity import NOBODY
@@ -13,31 +18,64 @@ if TYPE_CHECKING:
     from citadel_gateway.exchange import Exchange
 
 _AUDITED = frozenset((401, 403, 429))
+_REFUSED = frozenset((401, 403, 422, 429))
+_BROKEN = "request_breaks_model"
+
+
+class Record:
+    """A finished exchange and what all sinks want to know of it."""
+
+    __slots__ = ("exchange", "first", "model", "seconds", "status")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.seconds = time.monotonic() - exchange.started
+        self.status = exchange.outcome or exchange.status or 499
+        self.model = exchange.model.name if exchange.model is not None else UNKNOWN_MODEL
+        self.first: float | None = exchange.first_byte - exchange.started if exchange.first_byte else None
+
+
+Sink = Callable[[Record], None]
 
 
 class Recorder:
-    def __init__(self, metrics: Metrics, access: JsonLog, audit: AuditLog, *, prompts: bool) -> None:
-        self.metrics = metrics
-        self.access = access
-        self.audit = audit
-        self.prompts = prompts
+    def __init__(self, report: Callable[[Exception], None], *sinks: Sink) -> None:
+        self.sinks: list[Sink] = list(sinks)
+        self._report = report
 
     def record(self, exchange: Exchange) -> None:
-        now = time.monotonic()
-        seconds = now - exchange.started
-        status = exchange.outcome or exchange.status or 499
-        model = exchange.model.name if exchange.model is not None else UNKNOWN_MODEL
-        first = exchange.first_byte - exchange.started if exchange.first_byte else None
-        work = self.metrics.work
-        work.request(model, exchange.endpoint, status, seconds)
+        record = Record(exchange)
+        for sink in self.sinks:
+            try:
+                sink(record)
+            except Exception as error:
+                self._report(error)
+
+
+def to_metrics(metrics: Metrics) -> Sink:
+    work = metrics.work
+
+    def count(record: Record) -> None:
+        exchange = record.exchange
+        work.request(record.model, exchange.endpoint, record.status, record.seconds)
         if exchange.upstream_started:
+            # a whole answer has no first token: its first byte is its last
+            first = record.first if exchange.stream and exchange.status == 200 else None
             work.call(
-                model,
+                record.model,
                 exchange.queued,
-                first if exchange.status == 200 else None,
+                first,
                 (exchange.prompt_tokens, exchange.completion_tokens, exchange.cached_tokens),
             )
+
+    return count
+
+
+def to_access(log: JsonLog, *, prompts: bool) -> Sink:
+    def write(record: Record) -> None:
+        exchange = record.exchange
         principal = exchange.principal
+        first = record.first
         line: dict[str, Any] = {
             "time": timestamp(),
             "log": "access",
@@ -47,32 +85,41 @@ class Recorder:
             "tier": principal.tier_name,
             "method": exchange.method,
             "path": exchange.path,
-            "model": model,
+            "model": record.model,
             "replica": exchange.replica.name if exchange.replica is not None else None,
             "stream": exchange.stream,
             "status": exchange.status or 499,
-            "outcome": status,
+            "outcome": record.status,
             "error": exchange.error_code,
-            "duration_ms": round(seconds * 1000, 3),
+            "duration_ms": round(record.seconds * 1000, 3),
             "queue_ms": round(exchange.queued * 1000, 3),
             "first_byte_ms": round(first * 1000, 3) if first is not None else None,
             "prompt_tokens": exchange.prompt_tokens,
             "completion_tokens": exchange.completion_tokens,
             "usage_exact": exchange.usage_exact,
+            "charged_tokens": exchange.charged,
             "retries": exchange.retries,
             "bytes_out": exchange.bytes_out,
         }
-        if self.prompts:
+        if prompts:
             line["body"] = exchange.body.decode("utf-8", "replace")
-        self.access.write(line)
-        if status in _AUDITED or status >= 500:
-            self._audit(exchange, status)
+        log.write(line)
 
-    def _audit(self, exchange: Exchange, status: int) -> None:
+    return write
+
+
+def to_audit(audit: AuditLog) -> Sink:
+    def write(record: Record) -> None:
+        status = record.status
+        if status not in _AUDITED and status < 500 and record.exchange.error_code != _BROKEN:
+            return
+        exchange = record.exchange
         event = {401: "authentication", 403: "authorization", 429: "limit"}.get(status, "error")
-        self.audit.event(
+        audit.often(
+            # who repeats it gets one line more in a minute, with the number
+            (event, exchange.principal.id, exchange.address, exchange.error_code),
             event,
-            outcome="refused" if status in _AUDITED else "failed",
+            outcome="refused" if status in _REFUSED else "failed",
             actor=exchange.principal.id,
             address=exchange.address,
             request_id=exchange.id,
@@ -80,3 +127,5 @@ class Recorder:
             status=status,
             code=exchange.error_code,
         )
+
+    return write

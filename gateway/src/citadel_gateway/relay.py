@@ -22,7 +22,7 @@ from citadel_gateway.upstream import Connection, UpstreamError
 if TYPE_CHECKING:
     from citadel_gateway.config import Server
     from citadel_gateway.exchange import Exchange
-    from citadel_gateway.fleet import Replica
+    from citadel_gateway.fleet import Model, Replica
 
 _PATHS = {name: endpoint.path.encode() for name, endpoint in ENDPOINTS.items()}
 _STREAM_LINES = header_lines(
@@ -33,6 +33,9 @@ _STREAM_LINES = header_lines(
 _TRACE = (b"traceparent", b"tracestate")
 # vLLM's answer to whoever comes while it ends what it has
 _STOPPING = "after shutdown"
+# ... and to those whose engine has died under it
+_DEAD = ("EngineCore", "EngineDead", "engine is dead", "Background loop")
+DEATHS = ("reset", "engine_died")
 _TOO_LONG = (
     "maximum context length",
     "context length",
@@ -44,13 +47,16 @@ _TOO_LONG = (
 class CallFailed(Exception):
     """No byte of an answer has gone to the client. Says whether another try is sensible and who is to blame."""
 
-    def __init__(self, kind: str, refusal: Refusal, *, again: bool, blame: bool, counts: bool = True) -> None:
+    def __init__(
+        self, kind: str, refusal: Refusal, *, again: bool, blame: bool, counts: bool = True, doubt: int = 0
+    ) -> None:
         super().__init__(kind)
         self.kind = kind
         self.refusal = refusal
         self.again = again  # another try may help
         self.blame = blame  # the replica failed, not the client and not the gateway
         self.counts = counts  # against the number of attempts
+        self.doubt = doubt  # the status of an answer that may be the replica's fault or the request's
 
 
 def request_head(exchange: Exchange, replica: Replica) -> bytes:
@@ -114,14 +120,17 @@ def _failed(error: UpstreamError, replica: Replica, most: float) -> CallFailed:
                 f"{model.name} broke off before it answered ({kind}).",
                 retry_after=1.0,
             )
-            return CallFailed(kind, refusal, again=True, blame=True)
+            died = kind == "reset"
+            if died:
+                refusal.retry_after = max(1.0, model.back_in())
+            return CallFailed(kind, refusal, again=True, blame=not died)
 
 
 async def _answer(exchange: Exchange, replica: Replica, connection: Connection, lines: Lines, server: Server) -> None:
     status = connection.status
     kind = connection.content_type
     if status == 200 and exchange.stream and kind.startswith(b"text/event-stream"):
-        await _stream(exchange, connection, lines)
+        await _stream(exchange, replica, connection, lines)
         return
     body = await connection.read_all(server.max_response_bytes)
     exchange.first_byte = time.monotonic()
@@ -134,6 +143,8 @@ async def _answer(exchange: Exchange, replica: Replica, connection: Connection, 
             exchange.prompt_tokens, exchange.completion_tokens = usage.prompt, usage.completion
             exchange.cached_tokens = usage.cached
             exchange.usage_exact = True
+        if exchange.kept is not None:
+            exchange.kept.append(body)
     head = b"%b%bcontent-type: %b\r\n" % (lines(exchange), limit_lines(exchange), kind)
     if status >= 400:
         head += b"x-should-retry: false\r\n"
@@ -142,7 +153,7 @@ async def _answer(exchange: Exchange, replica: Replica, connection: Connection, 
     await exchange.answer(head, body)
 
 
-async def _stream(exchange: Exchange, connection: Connection, lines: Lines) -> None:
+async def _stream(exchange: Exchange, replica: Replica, connection: Connection, lines: Lines) -> None:
     events = EventStream(exchange.strip_usage)
     data = b""
     # nothing is promised to the client until the first event is here
@@ -156,11 +167,16 @@ async def _stream(exchange: Exchange, connection: Connection, lines: Lines) -> N
     exchange.status = 200
     try:
         await exchange.begin(head)
+        kept = exchange.kept
+        if kept is not None:
+            kept.append(data)
         await exchange.pass_on(data)
         late: list[bytes] = []
 
         def take(part: bytes) -> bool:
             data = events.feed(part)
+            if kept is not None:
+                kept.append(data)
             if not data or exchange.pass_at_once(data):
                 return True
             late.append(data)
@@ -173,6 +189,9 @@ async def _stream(exchange: Exchange, connection: Connection, lines: Lines) -> N
             exchange.error_code = "upstream_error_event"
             exchange.outcome = 503
         await exchange.end()
+        if events.failed and _is_dead(events.failure.decode("utf-8", "replace")):
+            replica.dies()
+            raise BrokenStream("engine_died")
     except UpstreamError as error:
         await _end_broken(exchange, error)
         raise BrokenStream(error.kind) from None
@@ -225,15 +244,36 @@ def _translate(status: int, body: bytes, replica: Replica) -> bytes:
         replica.leaves()
         refusal = Refusal(503, "model_not_ready", f"{name} is restarting.", retry_after=replica.model.back_in())
         raise CallFailed("stopping", refusal, again=True, blame=False, counts=False)
+    if status >= 500 and _is_dead(message):
+        replica.dies()
+        back = max(1.0, replica.model.back_in())
+        refusal = Refusal(503, "upstream_failed", f"{name} broke off before it answered.", retry_after=back)
+        raise CallFailed("engine_died", refusal, again=True, blame=False)
     if status >= 500:
         refusal = Refusal(503, "upstream_error", f"{name} failed with status {status}.", retry_after=1.0)
-        raise CallFailed(f"status_{status // 100}xx", refusal, again=True, blame=True)
+        raise CallFailed(f"status_{status // 100}xx", refusal, again=True, blame=False, doubt=status)
     if status in (401, 403, 405):
         refusal = Refusal(503, "upstream_misconfigured", f"{name} refuses the gateway with status {status}.")
         raise CallFailed("misconfigured", refusal, again=False, blame=False)
     if any(words in message for words in _TOO_LONG):
         code = "context_length_exceeded"
     return error_body(status, code or error_type(status), message or "The model server refused this.", param)
+
+
+def _is_dead(message: str) -> bool:
+    return any(words in message for words in _DEAD)
+
+
+def unfit(model: Model, status: int) -> Refusal:
+    """The model server fails on this request, and answers others."""
+    if status == 503:
+        return Refusal(503, "upstream_saturated", f"{model.name} has as many requests as it takes.", retry_after=1.0)
+    return Refusal(
+        422,
+        "request_fails_on_model",
+        f"{model.name} fails on this request (status {status}) and answers others. Leave out what is unusual in it: "
+        "its schema, a parameter at the end of its range, a special token.",
+    )
 
 
 def _read_error(body: bytes) -> tuple[str, str | None, str | None]:

@@ -40,6 +40,22 @@ def reserve(exchange: Exchange, model: Model, limits: Limits) -> None:
         ) from None
 
 
+def move(exchange: Exchange, model: Model, limits: Limits) -> bool:
+    """The reservation goes to the model that stands in, `exchange.model`; False if there is no room, and all is as it
+    was with `model`."""
+    held = exchange.reservation
+    other = exchange.model
+    if held is None or other is None:
+        return False
+    held.cancel()
+    try:
+        reserve(exchange, other, limits)
+    except Refusal:
+        reserve(exchange, model, limits)
+        return False
+    return True
+
+
 def limit_lines(exchange: Exchange) -> bytes:
     """What is left, in the headers that OpenAI uses."""
     if exchange.reservation is None:

@@ -1,21 +1,61 @@
-"""Station 5: which model, where the client leaves it open, and which replica of it."""
+"""Station 5: which model, which replica of it, and who stands in for it. Nothing else chooses one."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from citadel_gateway.errors import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
-    from citadel_gateway.config import Endpoint, Policy
+    from citadel_gateway.config import Endpoint, Policy, Routing
+    from citadel_gateway.envelope import Envelope
+    from citadel_gateway.exchange import Exchange
     from citadel_gateway.fleet import Fleet, Model, Replica
 
 _LONG_PROMPT = 1500  # tokens
 _LONG_ANSWER = 1500
 _SHORT = 200
+_GUESS = 256  # tokens of an answer whose length is not said
+
+
+def settle_model(
+    exchange: Exchange, envelope: Envelope, routing: Routing, fleet: Fleet, load: Callable[[Model], float]
+) -> Model:
+    """The model that the client names, or the one that fits it best."""
+    data = envelope.data
+    name = data.get("model")
+    if name is not None and not isinstance(name, str):
+        raise Refusal(400, "invalid_type", "model must be a string.", param="model")
+    exchange.given_model = name
+    allowed = exchange.principal.models
+    endpoint: Endpoint = exchange.endpoint
+    if name in (None, "", "auto"):
+        candidates = [model for model in fleet.models.values() if not allowed or model.name in allowed]
+        answer = 0 if endpoint == "embeddings" else envelope.asked if envelope.asked is not None else _GUESS
+        wish = Wish(data, endpoint, max(envelope.prompts), answer)
+        chosen = choose_model(candidates, wish, routing.default_model, load)
+        if chosen is None:
+            raise Refusal(404, "no_suitable_model", "No model here can serve this request; name one.", param="model")
+        model = chosen
+        exchange.fallback_allowed = routing.fallback != "never"
+    else:
+        model = named_model(fleet, str(name), endpoint)
+        exchange.fallback_allowed = routing.fallback == "always" or (
+            routing.fallback == "on_request"
+            and exchange.headers.get(b"x-allow-fallback", b"").lower() in (b"true", b"1", b"yes")
+        )
+    if allowed and model.name not in allowed:
+        raise Refusal(403, "model_not_allowed", f"This key may not use {model.name}.", param="model")
+    exchange.model = model
+    if exchange.fallback_allowed and model.settings.fallback:
+        exchange.original = exchange.body
+    else:
+        exchange.fallback_allowed = False
+    return model
 
 
 def named_model(fleet: Fleet, name: str, endpoint: Endpoint) -> Model:
@@ -136,11 +176,23 @@ def _round_robin(replicas: list[Replica]) -> Replica:
 
 
 def _affinity(session: str, replica: Replica) -> float:
-    """Rendezvous hashing: when a replica goes, only its own sessions move."""
+    """Weighted rendezvous hashing: when a replica goes, only its own sessions move, and a weight of two gets twice as
+    many as a weight of one."""
     digest = hashlib.blake2b(f"{session}\0{replica.name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") * replica.settings.weight
+    share = (int.from_bytes(digest, "big") + 1) / 2**64
+    return replica.settings.weight / -math.log(share) if share < 1.0 else math.inf
 
 
-def fallbacks(model: Model, fleet: Fleet) -> list[Model]:
-    names = model.settings.fallback
-    return [fleet.models[name] for name in names if fleet.models[name].capacity()]
+def fallbacks(model: Model, fleet: Fleet) -> Iterator[Model]:
+    """Who may answer instead: the model's own list in its order, then the lists of those on it."""
+    seen = {model.name}
+    names = list(model.settings.fallback)
+    while names:
+        name = names.pop(0)
+        if name in seen:
+            continue
+        seen.add(name)
+        other = fleet.models[name]
+        names.extend(other.settings.fallback)
+        if other.capacity():
+            yield other

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from citadel_gateway.exchange import Exchange
 
+_LEFT = 499
+
 
 def leave_replica(exchange: Exchange) -> None:
     replica = exchange.replica
@@ -34,7 +36,21 @@ def settle(exchange: Exchange) -> None:
     reservation = exchange.reservation
     if reservation is None:
         return
-    if exchange.upstream_started:
-        reservation.settle(exchange.prompt_tokens + exchange.completion_tokens)
-    else:
+    if not exchange.upstream_started and not exchange.usage_exact:
         reservation.cancel()
+    else:
+        exchange.charged = _charge(exchange, reservation.reserved)
+        reservation.settle(exchange.charged)
+
+
+def _charge(exchange: Exchange, reserved: int) -> int:
+    """What the model says that it used. Where it did not come to that, what was reserved: leaving early saves nothing.
+
+    Only what the model refused, or failed at before it answered, costs no tokens.
+    """
+    if exchange.usage_exact:
+        return exchange.prompt_tokens + exchange.completion_tokens
+    left = not exchange.status or exchange.outcome == _LEFT
+    if exchange.status == 200 or left or 504 in (exchange.status, exchange.outcome) or exchange.cut is not None:
+        return reserved
+    return 0

@@ -14,6 +14,7 @@ _COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d+)')
 _CACHED = re.compile(rb'"cached_tokens"\s*:\s*(\d+)')
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _USAGE = b'"usage"'
+_USAGE_OBJECT = re.compile(rb'"usage"\s*:\s*\{').match
 
 
 class Usage:
@@ -26,20 +27,23 @@ class Usage:
 
 
 def find_usage(data: bytes) -> Usage | None:
-    """The usage object nearest to the end; a text inside JSON cannot look like it, since its quotes are escaped."""
+    """The usage object nearest to the end. A text inside JSON cannot look like it, since its quotes are escaped; a
+    token that reads so can, but has no object after it."""
     at = data.rfind(_USAGE)
-    if at < 0:
-        return None
-    prompt = _PROMPT.search(data, at)
-    if prompt is None:
-        return None
-    completion = _COMPLETION.search(data, at)
-    cached = _CACHED.search(data, at)
-    return Usage(int(prompt[1]), int(completion[1]) if completion else 0, int(cached[1]) if cached else 0)
+    while at >= 0:
+        if _USAGE_OBJECT(data, at) is not None:
+            prompt = _PROMPT.search(data, at)
+            if prompt is None:
+                return None
+            completion = _COMPLETION.search(data, at)
+            cached = _CACHED.search(data, at)
+            return Usage(int(prompt[1]), int(completion[1]) if completion else 0, int(cached[1]) if cached else 0)
+        at = data.rfind(_USAGE, 0, at)
+    return None
 
 
 class EventStream:
-    __slots__ = ("_held", "_strip", "done", "events", "failed", "usage")
+    __slots__ = ("_held", "_strip", "done", "events", "failed", "failure", "usage")
 
     def __init__(self, strip_usage: bool) -> None:
         self._strip = strip_usage
@@ -47,6 +51,7 @@ class EventStream:
         self.events = 0
         self.done = False
         self.failed = False  # the model server itself sent an error event
+        self.failure = b""
         self.usage: Usage | None = None
 
     def feed(self, data: bytes) -> bytes:
@@ -69,6 +74,7 @@ class EventStream:
             self.events -= 1
         elif b'data: {"error"' in data:
             self.failed = True
+            self.failure = data
         return data
 
     def held(self) -> bool:

@@ -19,6 +19,8 @@ import httptools
 _HIGH_WATER = 256 * 1024
 _MAX_HEADERS = 64 * 1024
 _MAX_IDLE = 512
+_FRESH = 4.0  # model servers close an idle connection after five seconds
+_AT_ONCE = 0.25  # a reset that comes so soon on a used connection met one that was being closed
 
 Sink = Callable[[bytes], bool]  # takes a piece of a body; False if it was one too many for now
 Kind = Literal["refused", "unreachable", "reset", "timeout", "protocol", "local", "too_large"]
@@ -60,6 +62,7 @@ class Connection(asyncio.Protocol):
         "size",
         "status",
         "transport",
+        "used",
     )
 
     def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
@@ -67,6 +70,7 @@ class Connection(asyncio.Protocol):
         self.loop = loop
         self.transport: asyncio.Transport | None = None
         self.busy = False
+        self.used = 0.0  # when its last request began
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -291,24 +295,36 @@ class Pool:
     async def request(self, data: bytes, most: float) -> Connection:
         """A connection on which the headers of the answer have arrived; `finish` it in any case."""
         started = time.monotonic()
+        closed: UpstreamError | None = None
         while self._idle:
             connection, _ = self._idle.popitem()
             if connection.transport is None or connection.transport.is_closing():
                 continue
+            if connection.used < started - _FRESH:
+                connection.abort()
+                continue
+            connection.used = started
             try:
                 await connection.request(data, most)
             except UpstreamError as error:
                 connection.finish()
                 # a server may close an idle connection just as it is used: then nothing was answered
-                if error.kind != "reset":
+                if error.kind != "reset" or time.monotonic() - started > _AT_ONCE:
                     raise
                 self.close_idle()
+                closed = error
                 break
             except BaseException:
                 connection.finish()
                 raise
             return connection
-        connection = await self._connect(most - (time.monotonic() - started))
+        try:
+            connection = await self._connect(most - (time.monotonic() - started))
+        except UpstreamError:
+            if closed is not None:
+                raise closed from None  # not an idle connection but a dead server, and this may be why
+            raise
+        connection.used = time.monotonic()
         try:
             await connection.request(data, most - (time.monotonic() - started))
         except BaseException:

@@ -10,17 +10,31 @@ from citadel_gateway import envelope, relay, reservation, settlement
 from citadel_gateway.errors import Refusal, error_body, error_event
 from citadel_gateway.exchange import Exchange, header_lines
 from citadel_gateway.protocol import ClientGone
-from citadel_gateway.route import choose_replica, fallbacks
+from citadel_gateway.quarantine import DEATHS, breaks, fingerprint
+from citadel_gateway.route import choose_replica, fallbacks, settle_model
+from citadel_gateway.step import take
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from citadel_gateway.fleet import Model, Replica
     from citadel_gateway.gateway import Gateway
     from citadel_gateway.protocol import Cycle
+    from citadel_gateway.step import Step
 
 
 def _check_manner(exchange: Exchange) -> None:
     if exchange.principal.role == "reader":
         raise Refusal(403, "role_not_allowed", "A key with the role reader may not ask models.")
+
+
+def _died(model: Model) -> Refusal:
+    return Refusal(
+        503,
+        "upstream_failed",
+        f"{model.name} broke off before it answered, and no other replica of it is there.",
+        retry_after=max(1.0, model.back_in()),
+    )
 
 
 class Walk:
@@ -38,9 +52,15 @@ class Walk:
             exchange.principal = gateway.identity.establish(exchange.headers, exchange.address)
             _check_manner(exchange)
             await envelope.read_body(exchange)
-            model = envelope.open_envelope(exchange, gateway.config, gateway.fleet, gateway.load)
+            opened = envelope.open_envelope(exchange, gateway.config)
+            model = settle_model(exchange, opened, gateway.config.routing, gateway.fleet, gateway.admission.load)
+            envelope.fit(exchange, opened, model)
+            del opened  # parsed, it is many times as large as the body
             reservation.reserve(exchange, model, gateway.limits)
-            await self._serve(exchange, model)
+            if gateway.step is None:
+                await self._serve(exchange, model)
+            else:
+                await self._serve_with(gateway.step, exchange, model)
         except Refusal as refusal:
             await self.refuse(exchange, refusal)
         except relay.BrokenStream:
@@ -58,9 +78,50 @@ class Walk:
             settlement.settle(exchange)
             gateway.recorder.record(exchange)
 
+    async def _serve_with(self, step: Step, exchange: Exchange, model: Model) -> None:
+        answer = await take(step, exchange, lambda outcome: self._gateway.metrics.steps.labels(outcome).inc())
+        if answer is not None:
+            exchange.prompt_tokens, exchange.completion_tokens = answer.prompt_tokens, answer.completion_tokens
+            exchange.usage_exact = True
+            exchange.status = answer.status
+            kind = b"content-type: %b\r\n" % answer.content_type
+            await exchange.answer(self.lines(exchange) + reservation.limit_lines(exchange) + kind, answer.body)
+            return
+        exchange.kept = [] if step.wants(exchange) else None
+        await self._serve(exchange, model)
+        kept = exchange.kept
+        if kept is not None and exchange.status == 200 and not exchange.outcome:
+            try:
+                step.finished(exchange, b"".join(kept))
+            except Exception as error:
+                self._gateway.report_bug(error)
+
     async def _serve(self, exchange: Exchange, model: Model) -> None:
+        quarantine = self._gateway.quarantine
+        try:
+            if len(quarantine) and quarantine.known(exchange):
+                await self._take_turn(exchange, model)
+            await self._attempts(exchange, model)
+        finally:
+            if exchange.turn is not None:
+                exchange.turn.release()
+                exchange.turn = None
+
+    async def _take_turn(self, exchange: Exchange, model: Model) -> None:
+        """One that an engine may have died of goes alone among its like."""
+        turn = self._gateway.quarantine.turn(model)
+        try:
+            async with asyncio.timeout(exchange.deadline - time.monotonic()):
+                await turn.acquire()
+        except TimeoutError:
+            raise Refusal(
+                503, "queue_timeout", f"{model.name} was busy until the deadline of this request.", retry_after=1.0
+            ) from None
+        exchange.turn = turn
+        self._gateway.quarantine.known(exchange)  # the same may have broken another engine meanwhile
+
+    async def _attempts(self, exchange: Exchange, model: Model) -> None:
         gateway = self._gateway
-        retry = gateway.config.retry
         tried: set[Replica] = set()
         again = False
         attempts = 0
@@ -71,6 +132,8 @@ class Walk:
             if replica is None:
                 settlement.release_permit(exchange)
                 continue
+            if exchange.deaths and replica in tried:
+                raise _died(model)
             exchange.replica = replica
             exchange.on_replica = True
             replica.in_flight += 1
@@ -78,32 +141,97 @@ class Walk:
                 await relay.call(exchange, replica, self.lines, gateway.config.server)
             except relay.CallFailed as failure:
                 attempts += failure.counts
-                gateway.judge(replica, failure.kind, blame=failure.blame)
                 tried.add(replica)
                 settlement.release_permit(exchange)
-                if not failure.again or attempts >= retry.attempts or time.monotonic() >= exchange.deadline:
-                    raise failure.refusal from None
+                gateway.metrics.upstream_errors.labels(model.name, replica.name, failure.kind).inc()
+                await self._judge(exchange, replica, failure, attempts, tried)
                 exchange.retries += 1
                 gateway.metrics.retries.labels(model.name).inc()
                 if failure.counts and not self._elsewhere(model, tried):
+                    retry = gateway.config.retry
                     await asyncio.sleep(min(retry.backoff * 2 ** (attempts - 1), retry.max_backoff))
             except relay.BrokenStream as broken:  # a name of its own: compiled, a name has one type
-                gateway.judge(replica, broken.kind, blame=True)
+                gateway.metrics.upstream_errors.labels(model.name, replica.name, broken.kind).inc()
+                if broken.kind not in relay.DEATHS:
+                    self._blame(replica, exchange)
+                elif not replica.leaving or broken.kind == "engine_died":
+                    self._engine_died(exchange, replica)
                 raise
             else:
                 self._praise(exchange, replica)
                 return
 
+    async def _judge(
+        self, exchange: Exchange, replica: Replica, failure: relay.CallFailed, attempts: int, tried: set[Replica]
+    ) -> None:
+        """Whose fault it was; raises what the client is told unless another try is sensible."""
+        gateway = self._gateway
+        model = replica.model
+        if failure.kind == "engine_died" or (failure.kind == "reset" and not replica.leaving):
+            # it may have been this request: never again on the same replica, and never more than once
+            if self._engine_died(exchange, replica) >= DEATHS:
+                raise breaks(model) from None
+            if not self._elsewhere(model, tried):
+                raise failure.refusal from None
+            if exchange.turn is None:
+                await self._take_turn(exchange, model)
+            return
+        if failure.blame:
+            self._blame(replica, exchange)
+        most = gateway.config.retry.attempts
+        if failure.doubt and failure.doubt != 503:
+            most = min(most, 2)  # an answer that says what is wrong with it will say so again
+        late = time.monotonic() >= exchange.deadline
+        if failure.again and attempts < most and not late:
+            return
+        if failure.doubt:
+            if not late and await gateway.speaks(replica):
+                raise relay.unfit(model, failure.doubt) from None
+            self._blame(replica, exchange)
+        raise failure.refusal from None
+
+    def _blame(self, replica: Replica, exchange: Exchange) -> None:
+        """It failed a client; where that happens often, a probe decides."""
+        replica.breaker.failure(exchange.principal.id)
+        replica.poke.set()
+
+    def _engine_died(self, exchange: Exchange, replica: Replica) -> int:
+        gateway = self._gateway
+        deaths, news = gateway.quarantine.died(exchange, replica)
+        if news:
+            replica.poke.set()
+            replica.pool.close_idle()
+            gateway.metrics.engine_deaths.labels(replica.model.name, replica.name).inc()
+        gateway.audit.event(
+            "engine_died",
+            outcome="failed",
+            actor=exchange.principal.id,
+            address=exchange.address,
+            request_id=exchange.id,
+            replica=replica.name,
+            fingerprint=fingerprint(exchange).hex(),
+            deaths=deaths,
+        )
+        return deaths
+
     async def _enter(self, exchange: Exchange, model: Model, *, again: bool) -> Model:
-        """Wait for a permit of the model, or of the one that may stand in for it."""
+        """Wait for a permit of the model, or of the first in the chain that may stand in for it."""
+        first: Refusal | None = None
+        chain: Iterator[Model] | None = None
         while True:
             waited = time.monotonic()
             try:
                 exchange.permit = await self._gateway.admission.enter(exchange, model, again=again)
-            except Refusal:
-                other = self._fallback(exchange, model)
+            except Refusal as refusal:
+                if first is None:
+                    first = refusal
+                if not exchange.fallback_allowed:
+                    raise first from None
+                if chain is None:
+                    chain = fallbacks(model, self._gateway.fleet)
+                other = self._stand_in(exchange, model, chain)
                 if other is None:
-                    raise
+                    raise first from None
                 model = other
             finally:
                 exchange.queued += time.monotonic() - waited
@@ -112,6 +240,8 @@ class Walk:
 
     def _praise(self, exchange: Exchange, replica: Replica) -> None:
         replica.breaker.success()
+        if len(self._gateway.quarantine):
+            self._gateway.quarantine.cleared(exchange)
         if exchange.status == 200:
             seconds = exchange.first_byte - exchange.upstream_started
             replica.first_byte.add(seconds)
@@ -121,19 +251,22 @@ class Walk:
     def _elsewhere(model: Model, tried: set[Replica]) -> bool:
         return any(replica.usable and replica not in tried for replica in model.replicas)
 
-    def _fallback(self, exchange: Exchange, model: Model) -> Model | None:
-        """Another model that may answer, if the client or the configuration allows it."""
+    def _stand_in(self, exchange: Exchange, model: Model, chain: Iterator[Model]) -> Model | None:
+        """The next of the chain that can serve the request and whose limits have room for it."""
+        gateway = self._gateway
         allowed = exchange.principal.models
-        for other in fallbacks(model, self._gateway.fleet) if exchange.fallback_allowed else ():
-            fits = exchange.prompt_estimate + exchange.max_tokens <= other.settings.context
-            if other is not model and fits and exchange.endpoint in other.settings.endpoints:
-                if allowed and other.name not in allowed:
-                    continue
-                exchange.body = envelope.outbound_body(exchange.body, other)
-                exchange.model = other
-                exchange.fallback_allowed = False
-                self._gateway.metrics.fallbacks.labels(model.name, other.name).inc()
-                return other
+        for other in chain:
+            if (allowed and other.name not in allowed) or other.name in exchange.passed:
+                continue
+            if not envelope.refit(exchange, other):
+                continue
+            exchange.model = other
+            if not reservation.move(exchange, model, gateway.limits):
+                exchange.model = model
+                continue
+            exchange.passed += (model.name,)
+            gateway.metrics.fallbacks.labels(model.name, other.name).inc()
+            return other
         return None
 
     def lines(self, exchange: Exchange) -> bytes:

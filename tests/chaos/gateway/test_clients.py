@@ -32,7 +32,9 @@ class TestLeaving:
         await lab.settled()
         (record,) = lab.records()
         assert (record["outcome"], record["replica"]) == (499, "phi")
-        assert lab.metric("llm_requests_total", model="phi", endpoint="chat", status="499") == 1
+        assert (
+            lab.metric("llm_requests_total", model="phi", endpoint="chat_completions", status="error", code="499") == 1
+        )
 
     async def test_in_mid_stream(self, lab: Lab) -> None:
         simulator = lab.simulators["phi"]

@@ -273,6 +273,18 @@ def test_the_units_get_what_was_planned(models: Any) -> None:
     assert hermes["environment"]["HF_HUB_OFFLINE"] == "1"
 
 
+def test_no_compiler_runs_in_an_eager_unit(models: Any) -> None:
+    for one in serving.instances(capacity.plan(models(), ROOMY).placed, places()):
+        assert one["options"]["enforce-eager"] and one["environment"]["TORCHDYNAMO_DISABLE"] == "1"
+    compiled = models({"phi-3-mini": {"engine": {"enforce-eager": False}}})
+    (phi,) = [
+        one
+        for one in serving.instances(capacity.plan(compiled, ROOMY).placed, places())
+        if one["name"] == "phi-3-mini"
+    ]
+    assert "TORCHDYNAMO_DISABLE" not in phi["environment"]
+
+
 def test_metrics_and_the_queue_are_never_switched_off(models: Any) -> None:
     for one in serving.instances(capacity.plan(models(), ROOMY).placed, places()):
         assert "disable-log-stats" not in one["options"]
