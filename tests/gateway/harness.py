@@ -16,8 +16,10 @@ import httpx
 import yaml
 
 from citadel_gateway import config as configuration
+from citadel_gateway.budget import Budget
 from citadel_gateway.exchange import Exchange
 from citadel_gateway.gateway import Gateway
+from citadel_gateway.protocol import ClientConnection, Cycle
 from citadel_gateway.server import Process
 from tests.gateway.simulator import Simulator, until
 
@@ -116,6 +118,15 @@ def exchanges_alive() -> int:
     """What a finished request would leave in memory if something still held it."""
     gc.collect()
     return sum(isinstance(thing, Exchange) for thing in gc.get_objects())
+
+
+def nobody() -> Cycle:
+    """A request that came from nowhere."""
+
+    async def serve(cycle: Cycle) -> None:
+        """Nothing answers it."""
+
+    return Cycle(ClientConnection(serve, Budget(configuration.Server(), set())), "POST", "/", {})
 
 
 class Raw:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
+from collections.abc import Callable
+from typing import Any
 
+import brotli  # type: ignore[import-untyped]
 import httpx
 import pytest
+import zstandard
 
 from tests.gateway.harness import MESSAGES, Lab, events, running, text_of
 from tests.gateway.simulator import Act
@@ -144,15 +149,47 @@ async def test_prompts_are_logged_only_if_asked() -> None:
         assert "SECRET" in lab.records()[0]["body"]
 
 
-async def test_gzip_for_long_answers_and_never_for_streams(lab: Lab) -> None:
+@pytest.mark.parametrize(
+    ("accepted", "coding"),
+    [
+        ("gzip", "gzip"),
+        ("gzip, br, zstd", "zstd"),
+        ("gzip;q=1, br;q=0.5", "gzip"),
+        ("br", "br"),
+        ("*", "zstd"),
+        ("*, zstd;q=0", "br"),
+        ("gzip;q=0", None),
+        ("gzip; Q=0.0, identity", None),
+        ("identity, gzip;q=0.5", None),
+        ("deflate", None),
+        ("gzip;q=no", None),
+        ("", None),
+    ],
+)
+async def test_long_answers_are_compressed_as_the_client_likes_it(lab: Lab, accepted: str, coding: str | None) -> None:
     lab.simulators["phi"].default = Act(tokens=2000)
     request = lab.client.build_request("POST", "/v1/chat/completions", json={"messages": MESSAGES})
-    request.headers["accept-encoding"] = "gzip"
+    request.headers["accept-encoding"] = accepted
     answer = await lab.client.send(request, stream=True)
     raw = b"".join([part async for part in answer.aiter_raw()])
-    assert answer.headers["content-encoding"] == "gzip"
-    assert json.loads(gzip.decompress(raw))["usage"]["completion_tokens"] == 2000
-    async with lab.client.stream("POST", "/v1/chat/completions", json={"messages": MESSAGES, "stream": True}) as stream:
+    assert answer.headers.get("content-encoding") == coding
+    assert answer.headers["vary"] == "accept-encoding"
+    decode: dict[str | None, Callable[[bytes], bytes]] = {
+        "gzip": gzip.decompress,
+        "br": brotli.decompress,
+        "zstd": zstandard.ZstdDecompressor().decompress,
+        None: bytes,
+    }
+    assert json.loads(decode[coding](raw))["usage"]["completion_tokens"] == 2000
+    assert coding is None or len(raw) < 2000
+
+
+async def test_streams_and_short_answers_are_never_compressed(lab: Lab) -> None:
+    headers = {"accept-encoding": "gzip, br, zstd"}
+    assert "content-encoding" not in (await lab.chat(headers=headers)).headers
+    lab.simulators["phi"].default = Act(tokens=2000)
+    body = {"messages": MESSAGES, "stream": True}
+    async with lab.client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as stream:
         assert "content-encoding" not in stream.headers
         assert stream.headers["content-type"].startswith("text/event-stream")
         await stream.aread()
@@ -170,9 +207,31 @@ async def test_cors() -> None:
 
 
 async def test_security_headers(lab: Lab) -> None:
-    answer = await lab.client.get("/v1/models")
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    assert "server" not in answer.headers
+    for path in ("/v1/models", "/docs", "/openapi.json", "/nope", "/health", "/"):
+        answer = await lab.client.get(path)
+        assert answer.headers["x-content-type-options"] == "nosniff", path
+        assert answer.headers["x-request-id"], path
+        assert "server" not in answer.headers
+
+
+async def test_the_root_and_a_slash_at_the_end(lab: Lab) -> None:
+    greeting = (await lab.client.get("/")).json()
+    assert greeting["message"]
+    assert greeting["version"]
+    assert (await lab.client.get("/health/")).json()["status"] == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("over", "api"), [({}, 200), ({"server": {"metrics_on": ["health"]}}, 401), ({"server": {"metrics_on": []}}, 401)]
+)
+async def test_where_metrics_are_open(over: dict[str, Any], api: int) -> None:
+    async with running(over) as lab, httpx.AsyncClient(base_url=lab.url("health")) as health:
+        assert (await lab.client.get("/metrics")).status_code == api
+        assert (await health.get("/metrics")).status_code == (
+            401 if over.get("server", {}).get("metrics_on") == [] else 200
+        )
+        _, key = lab.key(role="admin")
+        assert (await lab.client.get("/metrics", headers=key)).status_code == 200
 
 
 async def test_aliases_and_served_names() -> None:
@@ -190,6 +249,57 @@ async def test_the_openapi_document_is_true(lab: Lab) -> None:
         for method, operation in operations.items():
             content = {"prompt": "x", "messages": MESSAGES, "input": "x"} if method == "post" else None
             answer = await lab.client.request(method.upper(), path.replace("{model_id}", "phi"), json=content)
-            assert str(answer.status_code) in operation["responses"], (path, answer.text)
+            told = operation["responses"][str(answer.status_code)]
+            assert answer.headers["content-type"].partition(";")[0] in told["content"], path
             assert answer.json().get("error", {}).get("code") != "unknown_url" if method == "post" else True
+    async with lab.client.stream("POST", "/v1/completions", json={"prompt": "x", "stream": True}) as stream:
+        told = document["paths"]["/v1/completions"]["post"]["responses"]["200"]["content"]
+        assert stream.headers["content-type"].partition(";")[0] in told
     assert "swagger" in (await lab.client.get("/docs")).text.lower()
+
+
+async def test_the_openapi_document_admits_nothing_that_is_refused() -> None:
+    """Its schemas, with the values at their edges."""
+    models = {"phi": {"endpoints": ["chat", "completions", "embeddings"]}}
+    dice = random.Random(3)
+    async with running(models=models) as lab:
+        document = (await lab.client.get("/openapi.json")).json()
+        schemas = document["components"]["schemas"]
+        for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+            schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+            for _ in range(150):
+                body = fitting(schema, schemas, dice)
+                body.pop("model", None)
+                answer = await lab.client.post(path, json=body)
+                assert answer.status_code == 200, (path, body, answer.text)
+
+
+def fitting(schema: dict[str, Any], schemas: dict[str, Any], dice: random.Random) -> Any:
+    if "$ref" in schema:
+        return fitting(schemas[schema["$ref"].rsplit("/", 1)[1]], schemas, dice)
+    if "enum" in schema:
+        return dice.choice(schema["enum"])
+    if "anyOf" in schema:
+        return fitting(dice.choice(schema["anyOf"]), schemas, dice)
+    match schema.get("type"):
+        case "object":
+            required = schema.get("required", ())
+            properties = schema.get("properties", {}).items()
+            return {
+                key: fitting(inner, schemas, dice)
+                for key, inner in properties
+                if key in required or dice.random() < 0.5
+            }
+        case "array":
+            return [
+                fitting(schema["items"], schemas, dice) for _ in range(schema.get("minItems", 0) + dice.randrange(2))
+            ]
+        case "string":
+            return dice.choice(["", "user", "ü"]) or "x" * schema.get("minLength", 0)
+        case "integer":
+            return int(schema.get("minimum", -1)) + dice.choice([0, 1, 100])
+        case "number":
+            return dice.choice([schema.get("minimum", -1e9), schema.get("maximum", 1e9)])
+        case "boolean":
+            return dice.random() < 0.5
+    return None

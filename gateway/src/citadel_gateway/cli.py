@@ -91,6 +91,10 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     config = load(arguments.file)
     store = KeyStore(Path(config.auth.keys_file))
+    if config.server.tls is not None:
+        from citadel_gateway import tls  # noqa: PLC0415 - the other verbs need none of it
+
+        tls.check(config.server.tls)
     _warn_of_tiers(config, store)
     replicas = sum(len(model.replicas) for model in config.models.values())
     print(f"{arguments.file}: usable; profile {config.profile}, {len(config.models)} models, {replicas} replicas")

@@ -15,21 +15,24 @@ import tempfile
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-# the stations and what they call for every request; classes that asyncio calls stay as they are
+# the stations and what they call for every request; what inherits from asyncio stays as it is
 MODULES = (
     "admission",
     "bounds",
     "breaker",
+    "budget",
     "envelope",
     "errors",
     "exchange",
     "identity",
     "limits",
+    "protocol",
     "quarantine",
     "record",
     "relay",
     "reservation",
     "route",
+    "routes",
     "settlement",
     "sse",
     "step",

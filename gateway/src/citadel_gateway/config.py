@@ -15,7 +15,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-Endpoint = Literal["chat", "completions", "embeddings"]
+from citadel_gateway.endpoints import ENDPOINTS
+
 Priority = Literal["low", "normal", "high", "critical"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 Policy = Literal["weighted_round_robin", "least_in_flight", "response_time", "resource"]
@@ -52,6 +53,19 @@ def _network(text: str) -> str:
     return text
 
 
+def _route(text: str) -> str:
+    if not text.startswith("/") or "*" in text.removesuffix("/*"):
+        raise ValueError("is not a route; write it as /v1/files, or /v1/files/* for all that is below it")
+    return text
+
+
+def _endpoint(name: str) -> str:
+    if name not in ENDPOINTS:
+        raise ValueError(f"is not an endpoint; known are {', '.join(ENDPOINTS)}")
+    return name
+
+
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
 Address = Annotated[str, AfterValidator(_address)]
 Network = Annotated[str, AfterValidator(_network)]
 Positive = Annotated[int, Field(ge=1)]
@@ -75,9 +89,17 @@ class Cors(Section):
     max_age: Positive = 600
 
 
+class Tls(Section):
+    certificate: str
+    key: str
+
+
 class Server(Section):
     connections: Positive = 1000
+    connections_per_address: Positive | None = None
+    side_connections: Positive = 100
     max_body_bytes: Positive = 10 * 1024 * 1024
+    max_held_bytes: Positive = 256 * 1024 * 1024
     max_header_bytes: Positive = 64 * 1024
     max_response_bytes: Positive = 64 * 1024 * 1024
     connect_timeout: Seconds = 10.0
@@ -90,6 +112,8 @@ class Server(Section):
     gzip_from_bytes: Positive = 4096
     trusted_proxies: list[Network] = []
     cors: Cors = Cors()
+    tls: Tls | None = None
+    metrics_on: list[Literal["api", "health"]] | None = None
 
 
 class Anonymous(Section):
@@ -241,6 +265,12 @@ class Model(Section):
     hold: Seconds | None = None
 
 
+class Companion(Section):
+    socket: str
+    routes: Annotated[list[Annotated[str, AfterValidator(_route)]], Field(min_length=1)]
+    timeout: Seconds = 60.0
+
+
 class Config(Section):
     profile: Literal["development", "production"] = "development"
     listen: Listen = Listen()
@@ -253,6 +283,7 @@ class Config(Section):
     health: Health = Health()
     breaker: Breaker = Breaker()
     retry: Retry = Retry()
+    companion: Companion | None = None
     models: Annotated[dict[str, Model], Field(min_length=1)]
 
     @model_validator(mode="after")

@@ -1,13 +1,22 @@
-"""The OpenAPI document of the clients' side. The requests themselves never come here: see front.py and walk.py."""
+"""The OpenAPI document of the clients' side, and the page that shows it: made once, after the start.
+
+What the document admits is not refused for its shape, and whatever is answered has its content type here.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
+import orjson
 from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from citadel_gateway import __version__
+from citadel_gateway.endpoints import ENDPOINTS
+
+Pages = dict[str, tuple[str, bytes]]  # path -> content type and content
 
 
 class _Open(BaseModel):
@@ -21,25 +30,48 @@ class Message(_Open):
     content: str | list[dict[str, Any]] | None = None
 
 
+class StreamOptions(_Open):
+    include_usage: bool | None = None
+
+
+_Count = Annotated[int, Field(ge=0)]
+
+
 class _Generation(_Open):
     model: str | None = Field(default=None, description="left out or 'auto': the gateway chooses")
     stream: bool | None = None
-    max_tokens: int | None = Field(default=None, ge=0)
-    temperature: float | None = None
-    top_p: float | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: _Count | None = Field(default=None, description="at most the model's context, with the prompt")
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
 
 
 class ChatRequest(_Generation):
     messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: _Count | None = None
+
+
+_Tokens = Annotated[list[_Count], Field(min_length=1)]
 
 
 class CompletionRequest(_Generation):
-    prompt: str | list[Any]
+    prompt: str | _Tokens | Annotated[list[str], Field(min_length=1)] | Annotated[list[_Tokens], Field(min_length=1)]
+
+
+_Text = Annotated[str, Field(min_length=1)]
 
 
 class EmbeddingRequest(_Open):
     model: str | None = None
-    input: str | list[Any]
+    input: _Text | _Tokens | Annotated[list[_Text], Field(min_length=1)] | Annotated[list[_Tokens], Field(min_length=1)]
+    stream: Annotated[bool | None, Field(json_schema_extra={"enum": [False, None]})] = None
+
+
+_REQUESTS: dict[str, type[BaseModel]] = {
+    "chat": ChatRequest,
+    "completions": CompletionRequest,
+    "embeddings": EmbeddingRequest,
+}
 
 
 class ErrorDetail(BaseModel):
@@ -93,6 +125,22 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer, or with `stream` the events of it",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+def pages() -> Pages:
+    page = get_swagger_ui_html(openapi_url="openapi.json", title="Citadel gateway").body
+    return {
+        "/openapi.json": ("application/json", orjson.dumps(documents().openapi())),
+        "/docs": ("text/html; charset=utf-8", bytes(page)),
+    }
+
+
 def documents() -> FastAPI:
     app = FastAPI(
         title="Citadel gateway",
@@ -102,17 +150,16 @@ def documents() -> FastAPI:
     )
 
     async def never() -> None:
-        """The document's operations are served before they could come here."""
+        """Only the document is used; see front.py for what is served."""
 
-    def operation(path: str, request: Any, summary: str) -> None:
+    def operation(path: str, request: Any, summary: str, also: dict[int | str, dict[str, Any]]) -> None:
         async def endpoint(body: Any) -> None: ...
 
         endpoint.__annotations__ = {"body": request, "return": None}
-        app.post(path, response_model=Answer, responses=_ERRORS, tags=["models"], summary=summary)(endpoint)
+        app.post(path, response_model=Answer, responses=_ERRORS | also, tags=["models"], summary=summary)(endpoint)
 
-    operation("/v1/chat/completions", ChatRequest, "Chat")
-    operation("/v1/completions", CompletionRequest, "Completion of a text")
-    operation("/v1/embeddings", EmbeddingRequest, "Embeddings")
+    for name, endpoint in ENDPOINTS.items():
+        operation(endpoint.path, _REQUESTS[name], endpoint.summary, _STREAM if endpoint.generates else {})
     errors: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (401, 404)}
     app.get("/v1/models", response_model=ModelList, responses={401: _ERRORS[401]}, tags=["models"])(never)
 
@@ -122,5 +169,6 @@ def documents() -> FastAPI:
     unhealthy: dict[int | str, dict[str, Any]] = {503: {"model": HealthReport, "description": "no model is ready"}}
     app.get("/health", response_model=HealthReport, responses=unhealthy, tags=["health"])(never)
     app.get("/health/detailed", response_model=HealthReport, responses=unhealthy, tags=["health"])(never)
-    app.get("/metrics", tags=["health"])(never)
+    guarded: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (401, 403)}
+    app.get("/metrics", response_class=PlainTextResponse, responses=guarded, tags=["health"])(never)
     return app

@@ -13,16 +13,17 @@ import orjson
 
 from citadel_gateway.bounds import check_count, check_parameters, depth_of, sequences
 from citadel_gateway.config import PRIORITIES
+from citadel_gateway.endpoints import ENDPOINTS
 from citadel_gateway.errors import Refusal
 
 if TYPE_CHECKING:
     from citadel_gateway.config import Config, Endpoint
-    from citadel_gateway.exchange import Exchange, Receive
+    from citadel_gateway.exchange import Exchange
     from citadel_gateway.fleet import Model
 
 _CHARS_PER_TOKEN = 4  # a usual mean, for estimates that are settled later
 _MOST_CHARS_PER_TOKEN = 16  # no tokenizer packs more over a whole text: beyond it, it is certainly too long
-_INPUTS = {"chat": "messages", "completions": "prompt", "embeddings": "input"}
+_INPUTS = {name: endpoint.given for name, endpoint in ENDPOINTS.items()}
 # how long an answer may be: the first that is there counts
 _LENGTHS = {
     "chat": ("max_completion_tokens", "max_tokens", "max_output_tokens"),
@@ -36,49 +37,11 @@ _LONGEST = 86400.0
 _DEEPEST = 128
 
 
-class ClientGone(Exception):
-    """The client left before it had sent everything."""
-
-
-async def read_body(exchange: Exchange, receive: Receive, config: Config) -> None:
-    limit = config.server.max_body_bytes
-    headers = exchange.headers
-    announced = headers.get(b"content-length")
-    if announced is not None and int(announced) > limit:
-        raise _too_large(limit)
-    encoding = headers.get(b"content-encoding")
+async def read_body(exchange: Exchange) -> None:
+    encoding = exchange.headers.get(b"content-encoding")
     if encoding is not None and encoding.lower() != b"identity":
         raise Refusal(400, "unsupported_encoding", "Send the body without Content-Encoding.")
-    body = exchange.client.whole_body() if exchange.client is not None else None
-    if body is None:
-        body = await _gathered(exchange, receive, limit)
-    elif len(body) > limit:
-        raise _too_large(limit)
-    exchange.body = body
-
-
-async def _gathered(exchange: Exchange, receive: Receive, limit: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    more = True
-    while more:
-        message = await _receive(exchange, receive)
-        part = message.get("body", b"")
-        more = message.get("more_body", False)
-        parts.append(part)
-        size += len(part)
-        if size > limit:
-            raise _too_large(limit)
-    return b"".join(parts)
-
-
-async def _receive(exchange: Exchange, receive: Receive) -> Any:
-    exchange.read_blocked = time.monotonic()  # the gateway's sweep ends a client that takes too long
-    message = await receive()
-    exchange.read_blocked = 0.0
-    if message["type"] == "http.disconnect":
-        raise ClientGone
-    return message
+    exchange.body = await exchange.client.body()
 
 
 class Envelope:
@@ -96,7 +59,7 @@ class Envelope:
 
 def open_envelope(exchange: Exchange, config: Config) -> Envelope:
     """What can be told before a model is chosen."""
-    endpoint: Endpoint = exchange.endpoint  # type: ignore[assignment]
+    endpoint: Endpoint = exchange.endpoint
     envelope = Envelope(_parse(exchange.body), endpoint)
     exchange.stream = _flag(envelope.data, "stream")
     if exchange.stream and endpoint == "embeddings":
@@ -109,7 +72,7 @@ def fit(exchange: Exchange, envelope: Envelope, model: Model) -> None:
     """The body as this model gets it, or why it does not."""
     data = envelope.data
     settings = model.settings
-    endpoint: Endpoint = exchange.endpoint  # type: ignore[assignment]
+    endpoint: Endpoint = exchange.endpoint
     if data.get("tools") and data.get("tool_choice") != "none" and "tools" not in settings.capabilities:
         raise Refusal(400, "tools_not_supported", f"{model.name} cannot call tools; leave them out.", param="tools")
     count = len(envelope.prompts)
@@ -132,7 +95,7 @@ def fit(exchange: Exchange, envelope: Envelope, model: Model) -> None:
 def refit(exchange: Exchange, model: Model) -> bool:
     """The same request for another model, for a fallback; False where that model could not serve it."""
     before = exchange.body, exchange.max_tokens, exchange.prompt_estimate
-    endpoint: Endpoint = exchange.endpoint  # type: ignore[assignment]
+    endpoint: Endpoint = exchange.endpoint
     envelope = Envelope(orjson.loads(exchange.original), endpoint)
     settings = model.settings
     if endpoint not in settings.endpoints or max(envelope.prompts) + (envelope.asked or 0) > settings.context:
@@ -348,10 +311,6 @@ def _rewritten(data: dict[str, Any], model: Model, exchange: Exchange, added: di
         return orjson.dumps({**data, **added, **changed})
     start = body.index(b"{") + 1
     return b"".join((orjson.dumps(added)[:-1], b",", memoryview(body)[start:]))
-
-
-def _too_large(limit: int) -> Refusal:
-    return Refusal(413, "request_too_large", f"The body is larger than {limit} bytes.")
 
 
 def _too_long(context: int, what: str, param: str) -> Refusal:

@@ -19,14 +19,16 @@ _TYPES = {
     422: "invalid_request_error",
     429: "rate_limit_error",
     431: "invalid_request_error",
+    501: "invalid_request_error",
     504: "timeout_error",
+    505: "invalid_request_error",
 }
 
 
 class Refusal(Exception):
     """A request ends here, and the client is told why.
 
-    `retry_after` is in seconds and honest: None means that waiting does not help.
+    `retry_after` is in seconds and honest: None means that waiting does not help. `allow` is what a path does take.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Refusal(Exception):
         *,
         param: str | None = None,
         retry_after: float | None = None,
+        allow: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -44,12 +47,17 @@ class Refusal(Exception):
         self.message = message
         self.param = param
         self.retry_after = retry_after
+        self.allow = allow
 
     def body(self) -> bytes:
         return error_body(self.status, self.code, self.message, self.param)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """What the OpenAI SDKs read: whether to come again, and when."""
+        if self.allow is not None:
+            return [(b"x-should-retry", b"false"), (b"allow", self.allow.encode())]
+        if self.status == 401:
+            return [(b"x-should-retry", b"false"), (b"www-authenticate", b"Bearer")]
         if self.retry_after is None:
             return [(b"x-should-retry", b"false")]
         wait = max(self.retry_after, 0.001)

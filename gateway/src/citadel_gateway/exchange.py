@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from citadel_gateway.compression import compressed
 from citadel_gateway.identity import NOBODY
 
 if TYPE_CHECKING:
+    import asyncio
+
     from citadel_gateway.admission import Permit
     from citadel_gateway.fleet import Model, Replica
     from citadel_gateway.limits import Reservation
     from citadel_gateway.protocol import Cycle
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
-
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}").fullmatch
+_WITHOUT_BODY = (204, 304)
 _boot = os.urandom(5).hex()
 _serial = itertools.count(1)
 
@@ -41,18 +37,12 @@ def header_lines(*headers: tuple[bytes, bytes]) -> bytes:
     return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
-def as_headers(lines: bytes) -> Headers:
-    """The same for ASGI."""
-    return [(name, value) for name, _, value in (line.partition(b": ") for line in lines.split(b"\r\n")[:-1])]
-
-
 class Exchange:
     """Most of what is learnt is the same for most requests, and stands in the class until then."""
 
     # envelope
     body = b""
     original = b""  # as the client sent it, where another model may answer
-    read_blocked = 0.0  # since when the client keeps us waiting for its body
     stream = False
     strip_usage = False
     given_model: str | None = None
@@ -92,49 +82,54 @@ class Exchange:
     # why the gateway itself ends it
     cut: tuple[int, str, str] | None = None
 
-    def __init__(self, scope: Scope, send: Send, endpoint: str, address: str) -> None:
+    def __init__(self, client: Cycle, endpoint: str, address: str) -> None:
         self.started = time.monotonic()
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.headers = headers
+        self.client = client
+        headers = self.headers = client.headers
         self.id = request_id(headers.get(b"x-request-id"))
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        self.send = send
+        self.method = client.method
+        self.path = client.path
         self.endpoint = endpoint
         self.address = address
-        self.client: Cycle | None = scope.get("citadel.client")
-        self.task = asyncio.current_task()
+        self.task: asyncio.Task[None] | None = client.task
         self.principal = NOBODY
 
-    async def answer(self, lines: bytes, body: bytes, *, close: bool = False) -> None:
-        """The whole answer at once: the short way through our own protocol, if it is there and the client reads."""
-        self.bytes_out = len(body)
+    async def answer(self, lines: bytes, body: bytes) -> None:
+        """The whole answer at once, compressed if the client takes that and it is worth it."""
         client = self.client
-        if client is not None:
-            if close:
-                client.keep_alive = False
-            if client.respond(self.status, b"%bcontent-length: %d\r\n" % (lines, len(body)), body):
-                return
-        headers = [*as_headers(lines), (b"content-length", b"%d" % len(body))]
-        if close:
-            headers.append((b"connection", b"close"))
-        self.write_blocked = time.monotonic()
-        await self.send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})
-        self.write_blocked = 0.0
+        accepted = self.headers.get(b"accept-encoding")
+        if accepted is not None and len(body) >= client.compress_from:
+            coded, body = await compressed(body, accepted)
+            lines += coded
+        self.bytes_out = len(body)
+        if self.status not in _WITHOUT_BODY:
+            lines = b"%bcontent-length: %d\r\n" % (lines, len(body))
+        while not client.respond(self.status, lines, body):
+            await self._drained()
+
+    async def begin(self, lines: bytes) -> None:
+        """The head of a stream."""
+        await self._drained()
+        self.client.begin(self.status, lines)
 
     def pass_at_once(self, data: bytes) -> bool:
-        """A piece of a stream the short way, if there is one and the client reads."""
-        if self.client is None or not self.client.write(data):
+        """A piece of a stream, if the client reads."""
+        if not self.client.write(data):
             return False
         self.bytes_out += len(data)
         return True
 
     async def pass_on(self, data: bytes) -> None:
         """A piece of a stream, however slowly the client reads."""
-        if self.pass_at_once(data):
-            return
-        self.bytes_out += len(data)
+        while not self.pass_at_once(data):
+            await self._drained()
+
+    async def end(self, data: bytes = b"") -> None:
+        if data:
+            await self.pass_on(data)
+        self.client.end()
+
+    async def _drained(self) -> None:
         self.write_blocked = time.monotonic()
-        await self.send({"type": "http.response.body", "body": data, "more_body": True})
+        await self.client.drained()
         self.write_blocked = 0.0

@@ -25,6 +25,7 @@ from citadel_gateway.walk import Walk
 if TYPE_CHECKING:
     from typing import Any
 
+    from citadel_gateway.budget import Budget
     from citadel_gateway.config import Config
     from citadel_gateway.step import Step
 
@@ -52,6 +53,7 @@ class Gateway:
         self.admission = Admission(config.admission, self.fleet)
         self.metrics.registry.register(Now(self.admission, lambda: [each.endpoint for each in self.walk.running]))
         self.connections: set[Any] = set()
+        self.budgets: dict[str, Budget] = {}  # of each listener
         self.metrics.connections.set_function(lambda: len(self.connections))
         self.audit = AuditLog(config.logs.audit, self._dropped("audit"))
         self.access = JsonLog(config.logs.access, self._dropped("access"))
@@ -109,6 +111,8 @@ class Gateway:
         self.limits.apply(fresh.limits)
         self.identity.apply(fresh)
         self.proxies = TrustedProxies(fresh.server.trusted_proxies)
+        for budget in self.budgets.values():
+            budget.apply(fresh.server)
         if self.prober is not None:
             self.prober.apply(fresh.health)
         for replica in gone:
@@ -195,12 +199,5 @@ class Gateway:
         now = time.monotonic()
         server = self.config.server
         for exchange in list(self.walk.running):
-            if exchange.read_blocked and now - exchange.read_blocked > server.body_timeout:
-                self.walk.cut(
-                    exchange,
-                    408,
-                    "body_timeout",
-                    f"The body did not arrive within {server.body_timeout:g} s.",
-                )
-            elif exchange.write_blocked and now - exchange.write_blocked > server.write_timeout:
+            if exchange.write_blocked and now - exchange.write_blocked > server.write_timeout:
                 self.walk.cut(exchange, 408, "client_too_slow", "The client takes its answer too slowly.")

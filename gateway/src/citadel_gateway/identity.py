@@ -18,7 +18,7 @@ from citadel_gateway.keys import PREFIX, Key, KeyStore
 
 if TYPE_CHECKING:
     from citadel_gateway.config import Config
-    from citadel_gateway.exchange import Scope
+    from citadel_gateway.exchange import Exchange
 
 _PREFIX = PREFIX.encode()
 _MINUTE = 60.0
@@ -80,11 +80,6 @@ def unmapped(address: str) -> str:
     if address[:7].lower() == "::ffff:" and "." in address:
         return address[7:]
     return address
-
-
-def peer_of(scope: Scope) -> str:
-    client = scope.get("client")
-    return str(client[0]) if client else "local"
 
 
 class WrongKeys:
@@ -167,6 +162,15 @@ class Identity:
             principal = self._principal(f"address:{address}", "anonymous", "user", self._open.tier, anonymous=True)
             self._anonymous[address] = principal
         return principal
+
+    def administrator(self, exchange: Exchange) -> str:
+        """Who asks for what is an administrator's only; nobody else gets past here."""
+        principal = exchange.principal = self.establish(exchange.headers, exchange.address)
+        if principal.anonymous:
+            raise Refusal(401, "missing_api_key", "This needs an API key with the role admin.")
+        if principal.role != "admin":
+            raise Refusal(403, "role_not_allowed", "This needs an API key with the role admin.")
+        return principal.id
 
     def _refuse_guesses(self, address: str) -> None:
         wait = self.wrong.wait(address)

@@ -6,26 +6,26 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from citadel_gateway import __version__
+from citadel_gateway.asgi import respond
 from citadel_gateway.errors import Refusal, error_body
-from citadel_gateway.front import describe, health_report, replica_report
 from citadel_gateway.gateway import Gateway
-from citadel_gateway.identity import peer_of
 from citadel_gateway.keys import KeyFileError, Role
+from citadel_gateway.reports import describe, health_report, replica_report
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
+    from citadel_gateway.exchange import Exchange
     from citadel_gateway.fleet import Replica
 
 _LONGEST_WAIT = 600.0
+_FOR_ALL = ("/docs", "/openapi.json")
 
 
 class NewKey(BaseModel):
@@ -45,28 +45,25 @@ def _served(request: Request) -> Gateway:
     return gateway
 
 
-def _administrator(gateway: Gateway, headers: dict[bytes, bytes], address: str) -> str:
-    principal = gateway.identity.establish(headers, address)
-    if principal.anonymous:
-        raise Refusal(401, "missing_api_key", "Management needs an API key with the role admin.")
-    if principal.role != "admin":
-        raise Refusal(403, "role_not_allowed", "Management needs the role admin.")
-    return principal.id
+def service(gateway: Gateway) -> Callable[..., Callable[[Exchange], Awaitable[None]]]:
+    """What answers on the port, and on the unix socket, where the file's mode has said already who may."""
+    app = management(gateway)
+
+    def answers(*, trusted: bool) -> Callable[[Exchange], Awaitable[None]]:
+        async def answer(exchange: Exchange) -> None:
+            # who asks is looked at before anything of a body is read
+            actor = "unix-socket"
+            if not trusted and exchange.path not in _FOR_ALL:
+                actor = gateway.identity.administrator(exchange)
+            await respond(app, exchange, gateway.walk.lines(exchange), actor=actor)
+
+        return answer
+
+    return answers
 
 
 async def actor(request: Request) -> str:
-    """Who asks, if it is one who may."""
-    gateway = _served(request)
-    if request.scope.get("citadel.trusted"):
-        return "unix-socket"
-    address = gateway.proxies.address(peer_of(request.scope), dict(request.scope["headers"]))
-    try:
-        return _administrator(gateway, dict(request.scope["headers"]), address)
-    except Refusal as refusal:
-        gateway.audit.event(
-            "authentication", outcome="refused", address=address, path=request.url.path, code=refusal.code
-        )
-        raise
+    return str(request.scope["actor"])
 
 
 Actor = Annotated[str, Depends(actor)]
@@ -226,21 +223,6 @@ async def reload(gateway: Served, actor: Actor) -> dict[str, Any]:
     if error is not None:
         raise Refusal(422, "invalid_configuration", error)
     return {"reloaded": True}
-
-
-@router.get("/health", tags=["health"])
-async def health(gateway: Served) -> Response:
-    report = health_report(gateway, detailed=False)
-    return Response(
-        orjson.dumps(report),
-        503 if report["status"] == "unhealthy" else 200,
-        media_type="application/json",
-    )
-
-
-@router.get("/metrics", tags=["health"])
-async def metrics(gateway: Served, _: Actor) -> Response:
-    return Response(generate_latest(gateway.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _refused(_: Request, refusal: Refusal) -> Response:

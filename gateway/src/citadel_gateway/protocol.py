@@ -1,590 +1,668 @@
-"""HTTP/1.1 with clients, for uvicorn's server; the applications see ASGI.
+"""HTTP/1.1 with clients: one connection as a state machine, from bytes to requests and back.
 
-uvicorn's own protocol does for every request what a public port needs once a connection or never; this one does less,
-and more where it matters:
-
-- a client that leaves cancels the task that serves it, at once and whether it streams or not;
-- headers are bounded in size and time, connections in number; the client is told in OpenAI's shape;
-- on shutdown an idle connection lingers for a moment and its next request is answered with `connection: close`,
-  so that no request is cut by the close of a connection that looked idle.
+Whatever a client sends is bounded here, for every listener alike: the head in size and time, the body in size, in total
+time and in what all of them hold together, requests that come ahead of their turn, and the patience with who does not
+take its answer. Reading never stops, so that a client that leaves is noticed whatever it has sent before. What breaks
+the rules becomes a request that says why it is refused, and is answered, counted and logged like any other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import http
-import logging
+import math
 import re
 import socket
+import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 from urllib.parse import unquote
 
 import httptools
 
-from citadel_gateway.errors import error_body
+from citadel_gateway.errors import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-    from uvicorn.server import ServerState
-
+    from citadel_gateway.budget import Budget
     from citadel_gateway.config import Server
-    from citadel_gateway.exchange import Headers, Message, Scope
 
-    App = Callable[[Scope, Callable[[], Any], Callable[[Message], Any]], Any]
+# what is being read
+IDLE: Final = 0  # nothing, or the request before is being answered
+HEAD: Final = 1
+BODY: Final = 2
+RAW: Final = 3  # a body that the parser takes for another protocol
+TUNNEL: Final = 4  # another protocol
+DEAF: Final = 5  # what still comes is nobody's: it is read, so that the end is noticed, and dropped
 
-logger = logging.getLogger("citadel_gateway")
-
-_LINGER = 1.0
-_HIGH_WATER = 64 * 1024  # of a body that nobody has asked for yet
-_PIPELINED = 16  # requests that may wait for the one before
-_GRACE = 1.0  # who knows a reason to end a slow client comes first
-_PHRASES = {status.value: status.phrase.encode() for status in http.HTTPStatus}
-_STATUS_LINES = {status: b"HTTP/1.1 %d %b\r\n" % (status, _PHRASES.get(status, b"")) for status in range(100, 1000)}
-_CLOSE = b"connection: close\r\n\r\n"
-_NO_BODY = (204, 304)
-_UNFIT = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
-_ASGI = {"version": "3.0", "spec_version": "2.3"}
+_LINGER: Final = 1.0
+_GRACE: Final = 1.0  # who knows a reason to end a slow client comes first
+_PIPELINED: Final = 16  # requests that may wait for the one before
+_EARLY: Final = 64 * 1024  # of another protocol, before it is known who takes it
+_NEVER: Final = math.inf
+_WITHOUT_BODY: Final = (204, 304)
+_CLOSE: Final = b"connection: close\r\n\r\n"
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(:[0-9]*)?").fullmatch
 
 
-class _HeadTooLarge(ValueError):
-    pass
+_METHOD = re.compile(rb"[A-Z]{1,32} ").match  # where a packet begins with it
+
+
+def _status_line(status: int) -> bytes:
+    try:
+        return b"HTTP/1.1 %d %b\r\n" % (status, http.HTTPStatus(status).phrase.encode())
+    except ValueError:
+        return b"HTTP/1.1 %d \r\n" % status
+
+
+_STATUS_LINES: Final = {status: _status_line(status) for status in range(100, 1000)}
+
+
+class ClientGone(Exception):
+    """The client left before it had sent everything."""
+
+
+class _Enough(Exception):
+    """What follows in this packet is not looked at."""
 
 
 class Cycle:
-    """One request and its answer: ASGI's `receive` and `send`, and beside them what the path needs in fewer steps."""
+    """One request and its answer."""
 
-    __slots__ = (
-        "_connection",
-        "_expects_continue",
-        "_has_body",
-        "_left",
-        "_told",
-        "_version",
-        "_waiter",
-        "chunked",
-        "done",
-        "gone",
-        "keep_alive",
-        "parts",
-        "size",
-        "started",
-        "whole",
-    )
-
-    def __init__(self, connection: ClientConnection, version: str, method: str, *, keep_alive: bool) -> None:
-        self._connection = connection
-        self._version = version
-        self.keep_alive = keep_alive
-        self._has_body = method != "HEAD"
-        self._expects_continue = connection.expects_continue
+    def __init__(self, connection: ClientConnection, method: str, path: str, headers: dict[bytes, bytes]) -> None:
+        self.connection = connection
+        self.method = method
+        self.path = path
+        self.target = b""  # the path as it came, and its query
+        self.query = b""
+        self.headers = headers
+        self.keep_alive = False
         self.gone = False  # the client
+        self.refusal: Refusal | None = None  # why it cannot be served, if that is known already
         # the request's body
         self.parts: list[bytes] = []
         self.size = 0
         self.whole = False
-        self._told = False
+        self.expects_continue = False
+        self.upgrade = False
         self._waiter: asyncio.Future[None] | None = None
         # the answer
         self.started = False
         self.done = False
-        self.chunked = False
-        self._left: int | None = None
+        self._chunked = False
+        self._bodiless = method == "HEAD"
+
+    @property
+    def peer(self) -> str:
+        return self.connection.peer
+
+    @property
+    def compress_from(self) -> int:
+        """Answers of so many bytes are worth it."""
+        return self.connection.settings.gzip_from_bytes
+
+    @property
+    def task(self) -> asyncio.Task[None] | None:
+        """What serves it: to cancel it ends the request."""
+        return self.connection.worker
 
     def wake(self) -> None:
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def whole_body(self) -> bytes | None:
-        """The body, if all of it is here and nobody has asked for it."""
-        if not self.whole or self._told:
-            return None
-        self._told = True
+    async def body(self) -> bytes:
+        while not self.whole or self.refusal is not None:
+            if self.refusal is not None:
+                raise self.refusal
+            await self._more()
         return self._take()
 
-    async def receive(self) -> Message:
-        if self._expects_continue:
-            self._expects_continue = False
-            self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while not (self.gone or self.done) and (self._told or not (self.whole or self.parts)):
-            self._waiter = self._connection.loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        if self.gone or self.done:
-            return {"type": "http.disconnect"}
-        self._told = self.whole
-        return {"type": "http.request", "body": self._take(), "more_body": not self.whole}
+    async def part(self) -> bytes:
+        """Of a tunnel: what has come meanwhile; empty at its end."""
+        while not self.parts and not self.gone:
+            await self._more()
+        self.connection.resume_reading()
+        return self._take()
+
+    async def _more(self) -> None:
+        if self.gone:
+            raise ClientGone
+        if self.expects_continue:
+            self.expects_continue = False
+            self.connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        waiter = self._waiter = self.connection.loop.create_future()
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+        if self.gone:
+            raise ClientGone
 
     def _take(self) -> bytes:
         parts = self.parts
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
         self.parts = []
-        self.size = 0
-        self._connection.resume_reading()
-        return body
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def send(self, message: Message) -> None:
-        connection = self._connection
-        if connection.writable is not None and not self.gone:
-            await connection.writable.wait()
-        if self.gone:
-            return
-        if message["type"] == "http.response.start":
-            self._start(message["status"], message.get("headers", ()))
-        elif message["type"] == "http.response.body":
-            self._body(message.get("body", b""), last=not message.get("more_body", False))
+    async def drained(self) -> None:
+        """The client takes again what it gets."""
+        writable = self.connection.writable
+        if writable is not None and not self.gone:
+            await writable.wait()
 
     def respond(self, status: int, lines: bytes, body: bytes) -> bool:
-        """A whole answer in one write; `lines` are headers that the gateway made itself, so they are not looked at
-        again. False if it has to go through `send`, which waits for a slow reader."""
-        connection = self._connection
-        if self.gone or connection.writable is not None:
+        """The whole answer in one write; False if the client has to be waited for first. `lines` are headers that the
+        gateway made itself, so they are not looked at again."""
+        connection = self.connection
+        if connection.writable is not None and not self.gone:
             return False
-        connection.transport.write(
-            b"%b%b%b%b%b"
-            % (
-                _STATUS_LINES[status],
-                connection.date(),
-                lines,
-                b"\r\n" if self.keep_alive else _CLOSE,
-                body if self._has_body else b"",
-            )
-        )
         self.started = True
+        if not self.gone:
+            connection.transport.write(
+                b"%b%b%b%b%b"
+                % (_STATUS_LINES[status], date_line(), lines, self._end_of_head(), b"" if self._bodiless else body)
+            )
         self._finish()
         return True
 
+    def begin(self, status: int, lines: bytes) -> None:
+        """An answer whose length nobody knows yet."""
+        self.started = True
+        if self.gone:
+            return
+        framing = b""
+        self._bodiless = self._bodiless or status in _WITHOUT_BODY
+        if not self._bodiless and status != 101:
+            # who speaks 1.0 knows no chunks: the end of the connection is the end of the answer
+            self._chunked = self.connection.speaks_1_1
+            if self._chunked:
+                framing = b"transfer-encoding: chunked\r\n"
+            else:
+                self.keep_alive = False
+        end = b"\r\n" if status == 101 else self._end_of_head()
+        self.connection.transport.write(b"%b%b%b%b%b" % (_STATUS_LINES[status], date_line(), lines, framing, end))
+
     def write(self, data: bytes) -> bool:
-        """A piece of a stream that has begun; False if it has to go through `send`."""
-        connection = self._connection
-        if self.gone or not self.chunked or connection.writable is not None:
+        """A piece of such an answer; False if the client has to be waited for first."""
+        connection = self.connection
+        if self.gone:
+            return True
+        if connection.writable is not None:
             return False
-        connection.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        if not self._bodiless and data:
+            connection.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
         return True
 
+    def end(self) -> None:
+        if not self.gone and self._chunked:
+            self.connection.transport.write(b"0\r\n\r\n")
+        self._finish()
+
     def abort(self) -> None:
-        self._connection.transport.abort()
+        self.connection.transport.abort()
 
-    def _start(self, status: int, headers: Any) -> None:
-        if self.started:
-            raise RuntimeError("a second http.response.start")
-        self.started = True
-        parts = [_STATUS_LINES[status], self._connection.date()]
-        for given, value in headers:
-            name = given.lower()
-            if _UNFIT(value) or _UNFIT(name):
-                raise RuntimeError(f"the header {name!r} has a control character")
-            if name == b"connection" and value.lower() == b"close":
-                self.keep_alive = False
-                continue
-            if name == b"content-length":
-                self._left = int(value)
-            parts += (name, b": ", value, b"\r\n")
-        if status in _NO_BODY:
-            self._has_body = False
-        if self._has_body and self._left is None:
-            # who speaks 1.0 knows no chunks: the end of the connection is the end of the answer
-            self.chunked = self._version == "1.1"
-            if self.chunked:
-                parts.append(b"transfer-encoding: chunked\r\n")
-            else:
-                self.keep_alive = False
-        parts.append(b"\r\n" if self.keep_alive else _CLOSE)
-        self._connection.transport.write(b"".join(parts))
-
-    def _body(self, body: bytes, *, last: bool) -> None:
-        if not self.started or self.done:
-            raise RuntimeError("http.response.body out of turn")
-        transport = self._connection.transport
-        if self._has_body:
-            if self.chunked:
-                chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-                transport.write(chunk + b"0\r\n\r\n" if last else chunk)
-            elif self._left is None:
-                transport.write(body)
-            else:
-                self._left -= len(body)
-                if self._left < 0 or (last and self._left):
-                    raise RuntimeError("the body has not the length that its header told")
-                transport.write(body)
-        if last:
-            self._finish()
+    def _end_of_head(self) -> bytes:
+        # who was not told to go on may send its body or its next request: nobody can know which
+        if self.expects_continue and not self.whole:
+            self.keep_alive = False
+        return b"\r\n" if self.keep_alive else _CLOSE
 
     def _finish(self) -> None:
         self.done = True
-        self.wake()
-        self._connection.finished(self)
+        self.connection.finished(self)
 
 
-class ClientConnection(asyncio.Protocol):
-    __slots__ = (
-        "_active",
-        "_all",
-        "_app",
-        "_awaits",
-        "_bodiless",
-        "_date",
-        "_dated",
-        "_deaf",
-        "_draining",
-        "_ending",
-        "_fires_at",
-        "_head_bytes",
-        "_head_open",
-        "_headers",
-        "_idle",
-        "_incoming",
-        "_next",
-        "_packet",
-        "_parser",
-        "_peer",
-        "_raw_left",
-        "_read_paused",
-        "_scheme",
-        "_server",
-        "_settings",
-        "_stuck",
-        "_timer",
-        "_until",
-        "_url",
-        "_waiting",
-        "_worker",
-        "expects_continue",
-        "loop",
-        "state",
-        "transport",
-        "writable",
-    )
+class ClientConnection:
+    """asyncio.Protocol in all but name: compiled, a class cannot inherit from it."""
 
-    def __init__(self, app: App, state: ServerState, settings: Server, connections: set[Any]) -> None:
-        self._app = app
-        self.state = state
-        self._settings = settings
-        self._all = connections
+    def __init__(self, serve: Callable[[Cycle], Awaitable[None]], budget: Budget) -> None:
         self.loop = asyncio.get_running_loop()
-        self.transport: asyncio.Transport
+        self._answer = serve
+        self._budget = budget
+        self.peer = "local"
+        self.speaks_1_1 = True
         self.writable: asyncio.Event | None = None  # to wait for, if the client does not take what it gets
-        self._parser = httptools.HttpRequestParser(self)
-        # the first of several requests in one packet is answered although nothing may come after it
-        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        # one task for all requests of a connection, since a task for each is dearer than all that is done here
+        self.worker: asyncio.Task[None] | None = None
+        self.transport: Any = None
+        self.settings: Server = budget.settings
+        self._state = IDLE
         self._active: Cycle | None = None  # what is being answered
         self._incoming: Cycle | None = None  # what is being read
-        self._waiting: deque[tuple[Cycle, Scope]] = deque()  # requests that came before the answer to the one before
-        # one task for all requests of a connection, since a task for each is dearer than all that is done here
-        self._worker: asyncio.Task[None] | None = None
+        self._waiting: deque[Cycle] = deque()  # requests that came before the answer to the one before
+        self._next: Cycle | None = None
         self._idle: asyncio.Future[None] | None = None
-        self._next: Scope | None = None
-        self._dated: Any = None
-        self._date = b""
-        self._head_open = False
-        self._head_bytes = 0  # the most that the head can have: all that came since the packet that it began in
-        self._headers: Headers = []
+        self._headers: dict[bytes, bytes] = {}
         self._url = b""
-        self.expects_continue = False
         self._packet = 0
+        self._head_bytes = 0  # the most that the head can have: all that came since the packet that it began in
         self._bodiless = 0  # bytes within a body that bring nothing of it: trailers, extensions of chunks
-        self._raw_left = 0  # of a body that the parser takes for another protocol
-        self._read_paused = False
+        self._raw_left = 0
+        self._hosts = 0
+        self._counted = False
+        self._unwanted: Refusal | None = None
         self._draining = False
-        self._deaf = False  # what still comes is not HTTP, or nobody wants it
-        self._ending = False
-        self._awaits: str | None = None
-        self._until = 0.0
+        self._paused = False
+        self._deadline = _NEVER
         self._fires_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None  # to look whether the client takes what it gets
+        self._parser: Any = httptools.HttpRequestParser(self)
+        # the first of several requests in one packet is answered although nothing may come after it
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
-    # what asyncio calls
+    # what the event loop calls
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def admitted(self, transport: Any) -> bool:
+        """Count it, before its handshake if it has one."""
+        self.peer = _address(transport.get_extra_info("peername"))
+        self._counted = True
+        self._unwanted = self._budget.entered(self, self.peer)
+        return self._unwanted is None
+
+    def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        self._peer = _address(transport.get_extra_info("peername"))
-        self._server = _address(transport.get_extra_info("sockname"))
-        self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
-        self.state.connections.add(self)  # type: ignore[arg-type]
-        self._all.add(self)
-        if len(self._all) > self._settings.connections:
-            self._reply(503, "too_many_connections", "The gateway has as many connections as it may have.")
+        if not self._counted:
+            self.admitted(transport)
+        if self._unwanted is not None:
+            self._refuse(self._unwanted)
             return
         _keep_alive(transport.get_extra_info("socket"))
-        self._await("head", self._settings.header_timeout)
+        self._expect(self.settings.header_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.state.connections.discard(self)
-        self._all.discard(self)
+        self._state = DEAF
+        self._deadline = _NEVER
         for timer in (self._timer, self._stuck):
             if timer is not None:
                 timer.cancel()
-        self._deaf = True
-        self._waiting.clear()
+        self._timer = self._stuck = None
         self.resume_writing()
-        cycle = self._active
-        self._active = self._next = None
-        if cycle is not None:
-            cycle.gone = True
-            cycle.wake()
-        # what an application does after its answer is its own affair
-        if self._worker is not None and (cycle is not None or self._idle is not None):
-            self._worker.cancel()
+        active = self._active
+        for cycle in (active, self._incoming, *self._waiting):
+            if cycle is not None:
+                cycle.gone = True
+                self._budget.released(cycle.size)
+                cycle.size = 0
+                cycle.wake()
+        self._waiting.clear()
+        self._active = self._next = self._incoming = None
+        self._parser = None  # they hold each other
+        # what is done after an answer is no longer the client's affair
+        if self.worker is not None and (active is not None or self._idle is not None):
+            self.worker.cancel()
+        self._budget.left(self, self.peer)
 
     def eof_received(self) -> None:
         pass  # who closes its half has left
-
-    def data_received(self, data: bytes) -> None:
-        if self._deaf:
-            if self._raw_left:
-                self._raw_body(data)
-            return
-        self._packet = len(data)
-        self._head_bytes = self._packet + (self._head_bytes if self._head_open else 0)
-        self._bodiless += self._packet
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            # no other protocol is spoken here: the request is answered, and what follows it is not looked at
-            self._last_one()
-            self._raw_body(data[upgrade.args[0] :])
-        except httptools.HttpParserError as error:
-            if isinstance(error.__context__, _HeadTooLarge):
-                self._too_large()
-            else:
-                self._reply(400, "invalid_http", "This is not a valid HTTP request.")
-        else:
-            if self._head_open:
-                self._wait_for_head()
-            elif self._incoming is not None and self._bodiless > self._settings.max_header_bytes:
-                self._too_large()
 
     def pause_writing(self) -> None:
         self.writable = asyncio.Event()
         self._await_flush()
 
     def resume_writing(self) -> None:
-        if self._stuck is not None and not self._ending:
-            self._stuck.cancel()
-            self._stuck = None
         if self.writable is not None:
             self.writable.set()
             self.writable = None
 
+    def data_received(self, data: bytes) -> None:
+        state = self._state
+        if state == DEAF:
+            return
+        if state >= RAW:
+            self._raw(data)
+            return
+        size = self._packet = len(data)
+        self._head_bytes = size + (self._head_bytes if state == HEAD else 0)
+        self._bodiless += size
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._upgraded(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            if not isinstance(error.__context__, _Enough):
+                self._refuse(_reason(error, begins=data if self._head_bytes else b""))
+        else:
+            if self._state == HEAD:
+                if self._head_bytes > self.settings.max_header_bytes:
+                    self._refuse(self._too_large_head())
+                elif state != HEAD:
+                    self._expect(self.settings.header_timeout)
+            elif self._state == BODY:
+                if self._bodiless > self.settings.max_header_bytes:
+                    self._refuse(self._too_large_head())
+                else:
+                    self._expect_body()
+
     # what httptools calls
 
     def on_message_begin(self) -> None:
-        self._head_open = True
+        self._state = HEAD
+        self._headers = {}
         self._url = b""
-        self._headers = []
-        self.expects_continue = False
+        self._hosts = 0
 
     def on_url(self, url: bytes) -> None:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._head_open:
+        if self._state != HEAD:
             return  # a trailer, which nobody asked for
         name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self.expects_continue = True
-        self._headers.append((name, value))
+        headers = self._headers
+        if name == b"host":
+            self._hosts += 1
+        if name in headers:
+            value = headers[name] + b", " + value  # RFC 9110, 5.3
+        headers[name] = value
 
     def on_headers_complete(self) -> None:
+        settings = self.settings
         headers = self._headers
-        if self._head_bytes > self._settings.max_header_bytes or self._packet > self._settings.max_header_bytes:
+        if self._head_bytes > settings.max_header_bytes or self._packet > settings.max_header_bytes:
             # a packet may hold more than a head
-            size = len(self._url) + sum(len(name) + len(value) for name, value in headers)
-            if size > self._settings.max_header_bytes:
-                raise _HeadTooLarge
-        self._head_open = False
-        self._bodiless = 0
-        self._awaits = None
+            size = len(self._url) + sum([len(name) + len(value) for name, value in headers.items()])
+            if size > settings.max_header_bytes:
+                raise self._too_large_head()
         parser = self._parser
-        method = parser.get_method().decode()
-        version = parser.get_http_version()
-        path, _, query = self._url.partition(b"?")
-        if not path.startswith(b"/"):
-            url = httptools.parse_url(self._url)  # the absolute form that proxies send
-            path, query = url.path or b"/", url.query or b""
-        text = path.decode("latin-1")
-        cycle = self._incoming = Cycle(
-            self, version, method, keep_alive=not self._draining and version == "1.1" and parser.should_keep_alive()
-        )
-        scope: Scope = {
-            "type": "http",
-            "asgi": _ASGI,
-            "http_version": version,
-            "server": self._server,
-            "client": self._peer,
-            "scheme": self._scheme,
-            "method": method,
-            "root_path": "",
-            "path": unquote(text) if "%" in text else text,
-            "raw_path": path,
-            "query_string": query,
-            "headers": headers,
-            "citadel.client": cycle,
-        }
-        if self._active is None:
-            self._serve(cycle, scope)
-        else:
-            self._waiting.append((cycle, scope))
-            if len(self._waiting) >= _PIPELINED:
-                self._pause_reading()
+        version: str = parser.get_http_version()
+        self.speaks_1_1 = version == "1.1"
+        if self._hosts != 1 or not _HOST(headers[b"host"]):
+            self._check_host()
+        encoding = headers.get(b"transfer-encoding")
+        if encoding is not None:
+            _check_transfer_encoding(encoding, version)
+        length = headers.get(b"content-length")
+        if length is not None and _number(length) > settings.max_body_bytes:
+            raise self._too_large_body()
+        if not self.speaks_1_1 and version != "1.0":
+            raise Refusal(505, "http_version_not_supported", "HTTP/1.1 is spoken here.")
+        cycle = self._new(parser.get_method().decode())
+        cycle.keep_alive = not self._draining and self.speaks_1_1 and parser.should_keep_alive()
+        expected = headers.get(b"expect")
+        if expected is not None and expected.lower() == b"100-continue":
+            cycle.expects_continue = self.speaks_1_1
+        self._state = BODY
+        self._bodiless = 0
+        self._deadline = _NEVER
+        self._incoming = cycle
+        self._enter(cycle)
 
     def on_body(self, body: bytes) -> None:
-        cycle = self._incoming
         self._bodiless = 0
+        cycle = self._incoming
         if cycle is None or cycle.done:
             return
+        size = len(body)
+        cycle.size += size
         cycle.parts.append(body)
-        cycle.size += len(body)
-        if cycle.size > _HIGH_WATER or (self._waiting and sum(one.size for one, _ in self._waiting) > _HIGH_WATER):
-            self._pause_reading()
-        cycle.wake()
+        if cycle.size > self.settings.max_body_bytes:
+            self._budget.taken(size)
+            raise self._too_large_body()
+        if not self._budget.taken(size):
+            raise Refusal(503, "gateway_overloaded", "Too much is being sent to the gateway.", retry_after=1.0)
+        if self._waiting and sum([one.size for one in self._waiting]) > self.settings.max_body_bytes:
+            self._no_further()
 
     def on_message_complete(self) -> None:
-        cycle = self._incoming
         self._head_bytes = 0
         if self._parser.should_upgrade():
-            # Java's client offers HTTP/2 with every request, and sends its body all the same
-            self._raw_left = next((int(value) for name, value in self._headers if name == b"content-length"), 0)
-            if self._raw_left:
-                return
+            return  # `_upgraded` comes next
+        self._received()
+        if len(self._waiting) >= _PIPELINED:
+            self._no_further()
+
+    def _received(self) -> None:
+        cycle = self._incoming
         self._incoming = None
+        self._state = IDLE
+        self._deadline = _NEVER
         if cycle is not None:
             cycle.whole = True
             cycle.wake()
-        # reading goes on while the answer is made, or nobody would notice that the client left
-        self.resume_reading()
+        if self._active is None:
+            self._expect(self.settings.keep_alive)
 
-    def _raw_body(self, data: bytes) -> None:
-        body = data[: self._raw_left]
-        self._raw_left -= len(body)
-        if body:
-            self.on_body(body)
+    # another protocol
+
+    def _upgraded(self, rest: bytes) -> None:
+        """An offer of another protocol: Java's client makes one with each request, and sends its body all the same. A
+        tunnel waits for who takes it; the request is the connection's last in any case."""
         cycle = self._incoming
-        if cycle is not None and not self._raw_left:
-            self._incoming = None
+        if cycle is None:
+            self._state = DEAF
+            return
+        cycle.keep_alive = False
+        self._raw_left = _number(cycle.headers.get(b"content-length", b"0"))
+        self._state = RAW
+        if not self._raw_left:
+            cycle.upgrade = True
             cycle.whole = True
+            self._state = TUNNEL
             cycle.wake()
+        if rest:
+            self._raw(rest)
 
-    # what uvicorn's server calls
+    def _raw(self, data: bytes) -> None:
+        cycle = self._incoming
+        if cycle is None or cycle.done:
+            self._state = DEAF
+        elif self._state == TUNNEL:
+            cycle.parts.append(data)
+            cycle.wake()
+            if not self._paused and sum([len(part) for part in cycle.parts]) > _EARLY:
+                self._paused = True
+                self.transport.pause_reading()
+        else:
+            body = data[: self._raw_left]
+            self._raw_left -= len(body)
+            try:
+                self.on_body(body)
+            except _Enough:
+                return
+            except Refusal as refusal:
+                self._refuse(refusal)
+                return
+            if not self._raw_left:
+                self._received()
+                self._state = DEAF
+                self._deadline = _NEVER
+            else:
+                self._expect_body()
+
+    def resume_reading(self) -> None:
+        if self._paused:
+            self._paused = False
+            self.transport.resume_reading()
+
+    # what the listener calls
 
     def shutdown(self) -> None:
+        """An idle connection lingers for a moment: its next request may be on its way."""
         self._draining = True
+        if self.transport is None:
+            return  # in its handshake
         if self._active is None:
-            self._await("request", _LINGER)
+            self._expect(_LINGER)
         else:
             self._end_with_the_last()
 
-    # what cycles call
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    # serving
 
     def finished(self, cycle: Cycle) -> None:
+        self._budget.released(cycle.size)
+        cycle.size = 0
+        if cycle.gone:
+            return
         self._active = None
         if not cycle.keep_alive:
-            self._close(unread=self._incoming is cycle)
-            return
-        if self._waiting:
-            self._serve(*self._waiting.popleft())
-        elif not self._head_open:
-            self._await("request", self._settings.keep_alive)
-        self.resume_reading()
+            self._close(unread=not cycle.whole)
+        elif self._waiting:
+            self._serve(self._waiting.popleft())
+            self._expect_body()
+        elif self._state == IDLE:
+            self._expect(_LINGER if self._draining else self.settings.keep_alive)
+        else:
+            self._expect_body()
 
-    def date(self) -> bytes:
-        """The header that uvicorn renews every second."""
-        if self._dated is not self.state.default_headers:
-            self._dated = self.state.default_headers
-            self._date = b"".join([b"%b: %b\r\n" % header for header in self._dated])
-        return self._date
+    def _new(self, method: str) -> Cycle:
+        path, _, query = self._url.partition(b"?")
+        if path and path[:1] != b"/" and path != b"*":
+            # the absolute form that proxies send; a CONNECT has only an authority, and nothing here to lead to
+            try:
+                url = httptools.parse_url(self._url)
+                path, query = url.path or b"/", url.query or b""
+            except httptools.HttpParserError:
+                path, query = b"", b""
+        text = path.decode("latin-1")
+        cycle = Cycle(self, method, unquote(text) if "%" in text else text, self._headers)
+        cycle.target, cycle.query = path, query
+        return cycle
 
-    def resume_reading(self) -> None:
-        if self._read_paused and len(self._waiting) < _PIPELINED:
-            self._read_paused = False
-            self.transport.resume_reading()
+    def _enter(self, cycle: Cycle) -> None:
+        if self._active is None and not self._waiting:
+            self._serve(cycle)
+        else:
+            self._waiting.append(cycle)
 
-    def _pause_reading(self) -> None:
-        if not self._read_paused:
-            self._read_paused = True
-            self.transport.pause_reading()
-
-    def _serve(self, cycle: Cycle, scope: Scope) -> None:
-        self._active = cycle
-        self._next = scope
-        if self._worker is None:
-            task = self._worker = self.loop.create_task(self._work())
-            self.state.tasks.add(task)
-            task.add_done_callback(self.state.tasks.discard)
+    def _serve(self, cycle: Cycle) -> None:
+        self._active = self._next = cycle
+        if self.worker is None:
+            self.worker = self.loop.create_task(self._work())
+            self._budget.runs(self.worker)
         elif self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 
     async def _work(self) -> None:
-        while not self._deaf or self._next is not None:
-            scope = self._next
-            if scope is None:
+        while True:
+            cycle = self._next
+            if cycle is None:
+                if self.transport.is_closing():
+                    return
                 self._idle = self.loop.create_future()
                 await self._idle
                 self._idle = None
                 continue
             self._next = None
-            cycle: Cycle = scope["citadel.client"]
             try:
-                await self._app(scope, cycle.receive, cycle.send)
-            except Exception:
-                logger.exception("an application failed")
-                if not cycle.started:
-                    cycle.respond(500, *_failure())
+                await self._answer(cycle)
             finally:
-                if not cycle.done:
+                if not cycle.done and not cycle.gone:
                     self.transport.abort()
 
-    def _wait_for_head(self) -> None:
-        if self._head_bytes > self._settings.max_header_bytes:
-            self._too_large()
-        elif self._awaits != "head":
-            self._await("head", self._settings.header_timeout)
+    # saying no
 
-    def _await(self, what: str, seconds: float) -> None:
-        """What the client has to send next, and how long it may take. The timer is set rarely: it looks again when it
-        fires early."""
-        self._awaits = what
-        self._until = self.loop.time() + seconds
+    def _refuse(self, refusal: Refusal) -> None:
+        """Nothing more is read. What is being read is refused, or if that is nothing yet, what it would have become."""
+        self._state = DEAF
+        self._deadline = _NEVER
+        cycle = self._incoming
+        self._incoming = None
+        if cycle is None:
+            cycle = self._new("-")
+            cycle.refusal = refusal
+            self._enter(cycle)
+        elif cycle.done:
+            self._close(unread=True)
+        else:
+            cycle.keep_alive = False
+            if not cycle.started:
+                cycle.refusal = refusal
+                cycle.wake()
+
+    def _no_further(self) -> NoReturn:
+        """It has sent as much ahead of its turn as it may: what is whole is answered, and the rest may be sent again on
+        another connection (RFC 9112, 9.3.2)."""
+        self._state = DEAF
+        self._deadline = _NEVER
+        cycle = self._incoming
+        self._incoming = None
+        if cycle is not None and self._waiting and self._waiting[-1] is cycle:
+            self._waiting.pop()
+            self._budget.released(cycle.size)
+            cycle.size = 0
+        self._end_with_the_last()
+        raise _Enough
+
+    def _end_with_the_last(self) -> None:
+        last = self._waiting[-1] if self._waiting else self._active
+        if last is not None:
+            last.keep_alive = False
+
+    def _check_host(self) -> None:
+        """RFC 9112, 3.2."""
+        if self._hosts == 0:
+            if self.speaks_1_1:
+                raise Refusal(400, "invalid_host", "A request needs a Host header.")
+        elif self._hosts > 1 or not _HOST(self._headers[b"host"]):
+            raise Refusal(400, "invalid_host", "A request needs one Host header that is a host.")
+
+    def _too_large_head(self) -> Refusal:
+        limit = self.settings.max_header_bytes
+        return Refusal(431, "headers_too_large", f"The headers are larger than {limit} bytes.")
+
+    def _too_large_body(self) -> Refusal:
+        limit = self.settings.max_body_bytes
+        return Refusal(413, "request_too_large", f"The body is larger than {limit} bytes.")
+
+    # time
+
+    def _expect_body(self) -> None:
+        """Its time runs from its turn, however its bytes are spread."""
+        cycle = self._incoming
+        if self._deadline == _NEVER and cycle is not None and (cycle is self._active or cycle.done):
+            self._expect(self.settings.body_timeout)
+
+    def _expect(self, seconds: float) -> None:
+        """What comes next has so long. The timer is set rarely: it looks again when it fires early."""
+        deadline = self._deadline = self.loop.time() + seconds
         if self._timer is not None:
-            if self._fires_at <= self._until:
+            if self._fires_at <= deadline:
                 return
             self._timer.cancel()
-        self._fires_at = self._until
-        self._timer = self.loop.call_at(self._until, self._late)
+        self._fires_at = deadline
+        self._timer = self.loop.call_at(deadline, self._late)
 
     def _late(self) -> None:
         self._timer = None
-        if self._awaits is None or self._deaf:
+        if self._deadline == _NEVER:
             return
-        left = self._until - self.loop.time()
+        left = self._deadline - self.loop.time()
         if left > 0.001:
-            self._await(self._awaits, left)
-        elif self._awaits == "head":
-            self._reply(408, "header_timeout", "The headers did not arrive in time.")
+            self._expect(left)
+        elif self._state in (BODY, RAW):
+            seconds = self.settings.body_timeout
+            self._refuse(Refusal(408, "body_timeout", f"The body did not arrive within {seconds:g} s."))
+        elif self._state == HEAD or (self._state == IDLE and self.worker is None and not self._draining):
+            self._refuse(Refusal(408, "header_timeout", "The headers did not arrive in time."))
         else:
-            self._close()
+            self._close(unread=False)
 
-    def _close(self, *, unread: bool = False) -> None:
-        self._deaf = self._ending = True
-        if unread and self.transport.can_write_eof():
+    def _close(self, *, unread: bool) -> None:
+        self._state = DEAF
+        self._deadline = _NEVER
+        if unread and self.transport.can_write_eof() and not self.transport.is_closing():
             # closed with something unread, it would be reset, and the client would never learn why
             self.transport.write_eof()
-            self.resume_reading()
-            self._look_again(_LINGER, self._close)
+            self._look_again(_LINGER, self._end_of_linger)
             return
         if self.transport.get_write_buffer_size():
             self._await_flush()
         self.transport.close()
 
+    def _end_of_linger(self) -> None:
+        self._close(unread=False)
+
     def _await_flush(self) -> None:
         """A client that takes nothing does not keep a connection, nor what it holds."""
         size = self.transport.get_write_buffer_size()
-        self._look_again(self._settings.write_timeout + _GRACE, self._look_at_buffer, size)
+        self._look_again(self.settings.write_timeout + _GRACE, lambda: self._look_at_buffer(size))
 
     def _look_at_buffer(self, before: int) -> None:
         left = self.transport.get_write_buffer_size()
@@ -593,50 +671,57 @@ class ClientConnection(asyncio.Protocol):
         elif left:
             self._await_flush()
 
-    def _look_again(self, seconds: float, look: Callable[..., None], *arguments: int) -> None:
+    def _look_again(self, seconds: float, look: Callable[[], None]) -> None:
         if self._stuck is not None:
             self._stuck.cancel()
-        self._stuck = self.loop.call_later(seconds, look, *arguments)
-
-    def _too_large(self) -> None:
-        limit = self._settings.max_header_bytes
-        self._reply(431, "headers_too_large", f"The headers are larger than {limit} bytes.")
-
-    def _last_one(self) -> None:
-        """Nothing more is read: the last request that is here ends the connection."""
-        self._deaf = True
-        self._end_with_the_last()
-
-    def _end_with_the_last(self) -> None:
-        last = self._waiting[-1][0] if self._waiting else self._active
-        if last is not None:
-            last.keep_alive = False
-
-    def _reply(self, status: int, code: str, message: str) -> None:
-        """Without the application, unless that has something to say first: the connection is closed after it."""
-        self._last_one()
-        if self._active is not None and (self._active.started or self._active is not self._incoming):
-            return
-        body = error_body(status, code, message)
-        self.transport.write(
-            _STATUS_LINES[status] + b"content-type: application/json\r\ncontent-length: %d\r\n"
-            b"connection: close\r\n\r\n" % len(body) + body
-        )
-        self._close(unread=True)
+        self._stuck = self.loop.call_later(seconds, look)
 
 
-def _failure() -> tuple[bytes, bytes]:
-    body = error_body(500, "gateway_error", "The gateway failed.")
-    return b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body), body
+def _reason(error: httptools.HttpParserError, begins: bytes) -> Refusal:
+    cause = error.__context__
+    if isinstance(cause, Refusal):
+        return cause
+    if isinstance(error, httptools.HttpParserInvalidMethodError) and _METHOD(begins):
+        return Refusal(501, "method_not_implemented", "This is not a method that the gateway knows.")
+    return Refusal(400, "invalid_http", "This is not a valid HTTP request.")
 
 
-def _address(name: Any) -> tuple[str, int | None] | None:
-    if isinstance(name, str):
-        return (name, None) if name else None
-    return (str(name[0]), int(name[1])) if name else None
+def _check_transfer_encoding(value: bytes, version: str) -> None:
+    """RFC 9112, 6.1: a body whose end cannot be known is refused; a coding that is not known is not implemented."""
+    if value.lower() == b"chunked" and version == "1.1":
+        return
+    codings = [coding.strip() for coding in value.lower().split(b",")]
+    if version != "1.1" or codings[-1] != b"chunked" or codings.count(b"chunked") > 1:
+        raise Refusal(400, "invalid_http", "The Transfer-Encoding leaves the end of the body unknown.")
+    raise Refusal(501, "unsupported_transfer_encoding", "The only Transfer-Encoding here is chunked.")
 
 
-def _keep_alive(sock: socket.socket | None) -> None:
+def _number(digits: bytes) -> int:
+    """Of a content-length, whose digits the parser has seen; as long a number as somebody cares to write."""
+    digits = digits.strip().lstrip(b"0")
+    return int(digits or b"0") if len(digits) < 19 else 2**62
+
+
+_date = (0, b"")
+
+
+def date_line() -> bytes:
+    global _date  # noqa: PLW0603 - it changes once a second
+    now = int(time.time())
+    if now != _date[0]:
+        _date = now, b"date: %b\r\n" % formatdate(now, usegmt=True).encode()
+    return _date[1]
+
+
+def _address(name: Any) -> str:
+    """An IPv4 client of a socket for both is known by its IPv4 address."""
+    if not name or isinstance(name, str):
+        return "local"
+    address = str(name[0])
+    return address[7:] if address.startswith("::ffff:") and "." in address else address
+
+
+def _keep_alive(sock: Any) -> None:
     """A peer that vanished without a word is noticed by the kernel within a minute and a half."""
     if sock is None or sock.family == socket.AF_UNIX:
         return

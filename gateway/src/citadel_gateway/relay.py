@@ -6,16 +6,15 @@ the stream. An answer that is not a stream is gathered first: the client sees al
 
 from __future__ import annotations
 
-import asyncio
 import time
-import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import orjson
 
+from citadel_gateway.endpoints import ENDPOINTS
 from citadel_gateway.errors import Refusal, error_body, error_event, error_type
-from citadel_gateway.exchange import as_headers, header_lines
+from citadel_gateway.exchange import header_lines
 from citadel_gateway.reservation import limit_lines
 from citadel_gateway.sse import EventStream, find_usage
 from citadel_gateway.upstream import Connection, UpstreamError
@@ -25,11 +24,7 @@ if TYPE_CHECKING:
     from citadel_gateway.exchange import Exchange
     from citadel_gateway.fleet import Model, Replica
 
-PATHS = {
-    "chat": b"/v1/chat/completions",
-    "completions": b"/v1/completions",
-    "embeddings": b"/v1/embeddings",
-}
+_PATHS = {name: endpoint.path.encode() for name, endpoint in ENDPOINTS.items()}
 _STREAM_LINES = header_lines(
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -71,7 +66,7 @@ def request_head(exchange: Exchange, replica: Replica) -> bytes:
         if name in headers:
             trace += b"%b: %b\r\n" % (name, headers[name])
     return b"POST %b%bx-request-id: %b\r\ncontent-length: %d\r\n%b\r\n" % (
-        PATHS[exchange.endpoint],
+        _PATHS[exchange.endpoint],
         replica.call_head,
         exchange.id.encode(),
         len(exchange.body),
@@ -151,9 +146,6 @@ async def _answer(exchange: Exchange, replica: Replica, connection: Connection, 
         if exchange.kept is not None:
             exchange.kept.append(body)
     head = b"%b%bcontent-type: %b\r\n" % (lines(exchange), limit_lines(exchange), kind)
-    if len(body) >= server.gzip_from_bytes and b"gzip" in exchange.headers.get(b"accept-encoding", b""):
-        body = await _gzip(body)
-        head += b"content-encoding: gzip\r\nvary: accept-encoding\r\n"
     if status >= 400:
         head += b"x-should-retry: false\r\n"
         exchange.error_code = "upstream_client_error"
@@ -163,7 +155,6 @@ async def _answer(exchange: Exchange, replica: Replica, connection: Connection, 
 
 async def _stream(exchange: Exchange, replica: Replica, connection: Connection, lines: Lines) -> None:
     events = EventStream(exchange.strip_usage)
-    send = exchange.send
     data = b""
     # nothing is promised to the client until the first event is here
     while not data:
@@ -175,7 +166,7 @@ async def _stream(exchange: Exchange, replica: Replica, connection: Connection, 
     head = lines(exchange) + limit_lines(exchange) + _STREAM_LINES
     exchange.status = 200
     try:
-        await send({"type": "http.response.start", "status": 200, "headers": as_headers(head)})
+        await exchange.begin(head)
         kept = exchange.kept
         if kept is not None:
             kept.append(data)
@@ -197,7 +188,7 @@ async def _stream(exchange: Exchange, replica: Replica, connection: Connection, 
         if events.failed:
             exchange.error_code = "upstream_error_event"
             exchange.outcome = 503
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await exchange.end()
         if events.failed and _is_dead(events.failure.decode("utf-8", "replace")):
             replica.dies()
             raise BrokenStream("engine_died")
@@ -228,9 +219,7 @@ async def _end_broken(exchange: Exchange, error: UpstreamError) -> None:
     event = error_event(
         exchange.outcome, exchange.error_code, f"The model server failed in mid-stream: {error.detail}."
     )
-    exchange.write_blocked = time.monotonic()
-    await exchange.send({"type": "http.response.body", "body": event, "more_body": False})
-    exchange.write_blocked = 0.0
+    await exchange.end(event)
 
 
 def _take_usage(exchange: Exchange, events: EventStream) -> None:
@@ -301,11 +290,3 @@ def _read_error(body: bytes) -> tuple[str, str | None, str | None]:
         param if isinstance(param, str) else None,
         code if isinstance(code, str) else None,
     )
-
-
-async def _gzip(body: bytes) -> bytes:
-    compressor = zlib.compressobj(1, zlib.DEFLATED, 31)
-    if len(body) < 256 * 1024:
-        return compressor.compress(body) + compressor.flush()
-    # long enough to be felt by others: zlib lets go of the interpreter in a thread
-    return await asyncio.to_thread(lambda: compressor.compress(body) + compressor.flush())

@@ -32,7 +32,7 @@ def settle_model(
         raise Refusal(400, "invalid_type", "model must be a string.", param="model")
     exchange.given_model = name
     allowed = exchange.principal.models
-    endpoint: Endpoint = exchange.endpoint  # type: ignore[assignment]
+    endpoint: Endpoint = exchange.endpoint
     if name in (None, "", "auto"):
         candidates = [model for model in fleet.models.values() if not allowed or model.name in allowed]
         answer = 0 if endpoint == "embeddings" else envelope.asked if envelope.asked is not None else _GUESS

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
 import signal
 import socket
 import time
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import uvicorn
+from prometheus_client import Gauge
 
+from citadel_gateway.budget import Budget
+from citadel_gateway.errors import Refusal
 from citadel_gateway.front import Front
 from citadel_gateway.gateway import Gateway
-from citadel_gateway.protocol import ClientConnection
+from citadel_gateway.listener import Listener
 from citadel_gateway.sockets import open_all
+from citadel_gateway.tls import Certificate
 
 if TYPE_CHECKING:
     from citadel_gateway.config import Config
+    from citadel_gateway.exchange import Exchange
+    from citadel_gateway.routes import Routes
 
 logger = logging.getLogger("citadel_gateway")
+
+_LOOK_AT_FILES = 2.0
 
 
 def notify(message: str) -> None:
@@ -37,20 +45,13 @@ def notify(message: str) -> None:
         sock.sendall(message.encode())
 
 
-class _Listener(uvicorn.Server):
-    """uvicorn without its signal handlers: several of them share one process."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
-
-
 class Process:
     def __init__(self, config: Config, path: Path, bind: dict[str, str]) -> None:
         self.gateway = Gateway(config, path)
         self._bind = bind
-        self._listeners: list[_Listener] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._listeners: list[Listener] = []
+        self._certificate: Certificate | None = None
+        self._watching: asyncio.Task[None] | None = None
         self.ports: dict[str, int | str] = {}
 
     async def run(self) -> None:
@@ -66,56 +67,60 @@ class Process:
         gc.freeze()
         notify("READY=1\nSTATUS=serving")
         watchdog = asyncio.create_task(_watchdog())
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait([stopping, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        await stop.wait()
         notify(f"STOPPING=1\nSTATUS=draining {len(self.gateway.walk.running)} requests")
         await self.stop()
         watchdog.cancel()
 
     async def start(self) -> None:
         gateway = self.gateway
+        settings = gateway.config.server
+        if settings.tls is not None:
+            self._certificate = Certificate(settings.tls)
+            self._watching = asyncio.create_task(self._watch(self._certificate), name="certificate")
         sockets = open_all(gateway.config.listen, self._bind, os.environ)
         gateway.start()
         # the clients' side first: the documents and the management side take longer to load
+        front = Front(gateway)
         late = _Late()
         for name, sock in sockets.items():
-            app: Any
+            routes: Routes
+            context = None
             if name == "api":
-                app = Front(gateway, late.documents)
+                routes = front.api()
+                context = self._certificate.context if self._certificate is not None else None
             elif name == "health":
-                app = Front(gateway, health_only=True)
+                routes = front.health()
             else:
-                app = late.management(trusted=name == "management_socket")
-            self._tasks.append(asyncio.create_task(self._serve(app, sock), name=f"listen {name}"))
+                trusted = name == "management_socket"
+                routes = front.management(functools.partial(late, trusted=trusted), trusted=trusted)
+            budget = gateway.budgets[name] = Budget(settings, gateway.connections, side=name != "api")
+            listener = Listener(sock, routes.serve, budget, context)
+            self._listeners.append(listener)
+            await listener.open()
             where = sock.getsockname()
             self.ports[name] = where if isinstance(where, str) else where[1]
             logger.info("%s on %s", name, where)
         await asyncio.sleep(0)
-        late.load(gateway)
+        late.load(gateway, front)
 
-    def _serve(self, app: Any, sock: socket.socket) -> Any:
+    async def _watch(self, certificate: Certificate) -> None:
+        """Files that change are taken over without a signal: who renews them need not know the gateway."""
         gateway = self.gateway
-
-        def connection(server_state: Any, **_: Any) -> ClientConnection:
-            return ClientConnection(app, server_state, gateway.config.server, gateway.connections)
-
-        listener = _Listener(
-            uvicorn.Config(
-                app,
-                http=connection,  # type: ignore[arg-type]  # uvicorn asks for a class, and only calls it
-                ws="none",
-                lifespan="off",
-                access_log=False,
-                log_config=None,
-                proxy_headers=False,
-                server_header=False,
-                backlog=1024,
-                # the gateway's own drain ends what remains, with a reason, before uvicorn would
-                timeout_graceful_shutdown=int(gateway.config.server.drain) + 5,
-            )
+        left = Gauge(
+            "llm_tls_certificate_expiry_seconds",
+            "Until the certificate of the clients' port expires",
+            registry=gateway.metrics.registry,
         )
-        self._listeners.append(listener)
-        return listener.serve(sockets=[sock])
+        left.set_function(lambda: certificate.expires - time.time())
+        while True:
+            await asyncio.sleep(_LOOK_AT_FILES)
+            settings = gateway.config.server.tls
+            error = certificate.refresh(settings) if settings is not None else None
+            if error:
+                logger.warning("the certificate stays as it was: %s", error)
+            if error is not None:
+                gateway.audit.event("certificate", outcome="refused" if error else "ok", error=error or None)
 
     def _reload(self) -> None:
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
@@ -127,43 +132,45 @@ class Process:
         gateway = self.gateway
         gateway.stopping = True
         for listener in self._listeners:
-            listener.should_exit = True
-        _, pending = await asyncio.wait(self._tasks, timeout=gateway.config.server.drain)
+            listener.close()
+        closed = [asyncio.ensure_future(listener.closed()) for listener in self._listeners]
+        if self._watching is not None:
+            self._watching.cancel()
+        pending = await _ended(closed, gateway.config.server.drain)
         if pending:
             for exchange in list(gateway.walk.running):
                 gateway.walk.cut(exchange, 503, "gateway_stopping", "The gateway stops; send the request again.")
-            _, pending = await asyncio.wait(pending, timeout=2.0)
-        for listener in self._listeners:
-            listener.force_exit = True
+            pending = await _ended(pending, 2.0)
         if pending:
-            await asyncio.wait(pending, timeout=5.0)
+            for connection in list(gateway.connections):
+                connection.abort()
+            await _ended(pending, 5.0)
         await gateway.close()
 
 
+async def _ended(tasks: Iterable[asyncio.Future[None]], seconds: float) -> set[asyncio.Future[None]]:
+    """Those that are not done by then."""
+    waiting = [task for task in tasks if not task.done()]
+    return (await asyncio.wait(waiting, timeout=seconds))[1] if waiting else set()
+
+
 class _Late:
-    """Applications that are loaded after the clients' port is open."""
+    """The management's application, which is loaded after the clients' port is open."""
 
     def __init__(self) -> None:
-        self._documents: Any = None
-        self._management: Any = None
+        self._answers: Callable[..., Callable[[Exchange], Awaitable[None]]] | None = None
 
-    def load(self, gateway: Gateway) -> None:
-        from citadel_gateway.docs import documents  # noqa: PLC0415
-        from citadel_gateway.management import management  # noqa: PLC0415
+    def load(self, gateway: Gateway, front: Front) -> None:
+        from citadel_gateway.docs import pages  # noqa: PLC0415
+        from citadel_gateway.management import service  # noqa: PLC0415
 
-        self._documents = documents()
-        self._management = management(gateway)
+        front.pages = pages()
+        self._answers = service(gateway)
 
-    async def documents(self, scope: Any, receive: Any, send: Any) -> None:
-        await self._documents(scope, receive, send)
-
-    def management(self, *, trusted: bool) -> Any:
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            # on the unix socket the file's mode has said already who may
-            scope["citadel.trusted"] = trusted
-            await self._management(scope, receive, send)
-
-        return app
+    async def __call__(self, exchange: Exchange, *, trusted: bool) -> None:
+        if self._answers is None:
+            raise Refusal(503, "not_ready", "The management side is being loaded.", retry_after=1.0)
+        await self._answers(trusted=trusted)(exchange)
 
 
 async def _watchdog() -> None:
@@ -182,5 +189,4 @@ def serve(config: Config, path: Path, bind: dict[str, str]) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     uvloop.run(main())

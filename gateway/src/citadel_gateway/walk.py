@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from citadel_gateway import envelope, relay, reservation, settlement
 from citadel_gateway.errors import Refusal, error_body, error_event
 from citadel_gateway.exchange import Exchange, header_lines
-from citadel_gateway.identity import peer_of
+from citadel_gateway.protocol import ClientGone
 from citadel_gateway.quarantine import DEATHS, breaks, fingerprint
 from citadel_gateway.route import choose_replica, fallbacks, settle_model
 from citadel_gateway.step import take
@@ -17,17 +17,13 @@ from citadel_gateway.step import take
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from citadel_gateway.exchange import Receive, Scope, Send
     from citadel_gateway.fleet import Model, Replica
     from citadel_gateway.gateway import Gateway
+    from citadel_gateway.protocol import Cycle
     from citadel_gateway.step import Step
-
-_BODY_UNWANTED = (408, 413)  # the rest of the request's body, that is
 
 
 def _check_manner(exchange: Exchange) -> None:
-    if exchange.method != "POST":
-        raise Refusal(405, "method_not_allowed", f"{exchange.path} takes POST.")
     if exchange.principal.role == "reader":
         raise Refusal(403, "role_not_allowed", "A key with the role reader may not ask models.")
 
@@ -42,21 +38,20 @@ def _died(model: Model) -> Refusal:
 
 
 class Walk:
-    """The hot path as one ASGI callable per endpoint."""
+    """The hot path."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self.running: dict[Exchange, None] = {}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send, endpoint: str) -> None:
+    async def __call__(self, cycle: Cycle, endpoint: str) -> None:
         gateway = self._gateway
-        exchange = Exchange(scope, send, endpoint, "")
-        exchange.address = gateway.proxies.address(peer_of(scope), exchange.headers)
+        exchange = Exchange(cycle, endpoint, gateway.proxies.address(cycle.peer, cycle.headers))
         self.running[exchange] = None
         try:
             exchange.principal = gateway.identity.establish(exchange.headers, exchange.address)
             _check_manner(exchange)
-            await envelope.read_body(exchange, receive, gateway.config)
+            await envelope.read_body(exchange)
             opened = envelope.open_envelope(exchange, gateway.config)
             model = settle_model(exchange, opened, gateway.config.routing, gateway.fleet, gateway.admission.load)
             envelope.fit(exchange, opened, model)
@@ -70,7 +65,7 @@ class Walk:
             await self.refuse(exchange, refusal)
         except relay.BrokenStream:
             pass
-        except envelope.ClientGone:
+        except ClientGone:
             exchange.outcome = 499
         except asyncio.CancelledError:
             await self._cut(exchange)
@@ -304,11 +299,9 @@ class Walk:
             + reservation.limit_lines(exchange)
             + header_lines(*refusal.headers(), (b"content-type", b"application/json"))
         )
-        if refusal.status == 401:
-            lines += b"www-authenticate: Bearer\r\n"
         # what it holds goes back first: a client that reads slowly must not keep it
         settlement.settle(exchange)
-        await exchange.answer(lines, refusal.body(), close=refusal.status in _BODY_UNWANTED)
+        await exchange.answer(lines, refusal.body())
 
     async def _cut(self, exchange: Exchange) -> None:
         """The client left, or the gateway ends the exchange itself (`exchange.cut` says why)."""
@@ -320,17 +313,16 @@ class Walk:
         status, code, message = exchange.cut
         exchange.outcome = status
         exchange.error_code = code
-        if exchange.write_blocked and exchange.client is not None:
+        if exchange.write_blocked:
             exchange.client.abort()  # it takes nothing, so it cannot be told
             return
         settlement.settle(exchange)
         if not exchange.status:
             exchange.status = status
             lines = self.lines(exchange) + b"content-type: application/json\r\nx-should-retry: false\r\n"
-            await exchange.answer(lines, error_body(status, code, message), close=status in _BODY_UNWANTED)
+            await exchange.answer(lines, error_body(status, code, message))
         elif exchange.stream:
-            event = error_event(status, code, message)
-            await exchange.send({"type": "http.response.body", "body": event, "more_body": False})
+            await exchange.end(error_event(status, code, message))
 
     def cut(self, exchange: Exchange, status: int, code: str, message: str) -> None:
         if exchange.cut is None and exchange.task is not None:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from citadel_gateway.exchange import Exchange
-from tests.gateway.harness import Lab, code_of, running
+from tests.gateway.harness import Lab, code_of, nobody, running
 from tests.gateway.simulator import Act, eventually, until
 
 pytestmark = pytest.mark.anyio
@@ -254,8 +254,7 @@ class TestAdmission:
         async with running(models={"phi": {"concurrency": 1}}) as lab:
             admission = lab.gateway.admission
             model = lab.gateway.fleet.models["phi"]
-            scope = {"headers": [], "method": "POST", "path": "/"}
-            first, second = (Exchange(scope, _nowhere, "chat", "x") for _ in range(2))
+            first, second = (Exchange(nobody(), "chat", "x") for _ in range(2))
             first.deadline = second.deadline = time.monotonic() + 5
             permit = await admission.enter(first, model)
             waiting = asyncio.create_task(admission.enter(second, model))
@@ -359,7 +358,3 @@ async def test_the_health_report_while_nothing_is_there(lab: Lab) -> None:
             return answer.status_code == 503 and answer.json()["status"] == "unhealthy"
 
         await eventually(unhealthy)
-
-
-async def _nowhere(_message: Any) -> None:
-    """Where an answer goes that nobody waits for."""
