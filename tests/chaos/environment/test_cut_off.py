@@ -50,7 +50,7 @@ def wheel(folder: Path, name: str, files: dict[str, str]) -> str:
     with zipfile.ZipFile(path, "w") as packed:
         for inside, text in {**content, f"{info}/RECORD": record}.items():
             entry = zipfile.ZipInfo(inside)
-            entry.external_attr = (0o755 if "/scripts/" in inside else 0o644) << 16
+            entry.external_attr = (0o100755 if "/scripts/" in inside else 0o100644) << 16
             packed.writestr(entry, text)
     return f"{name}==1.0 --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
 
