@@ -151,7 +151,7 @@ class Simulator:
         try:
             while await self._one(reader, writer):
                 pass
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        except (OSError, RuntimeError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             self._tasks.discard(task)
@@ -188,11 +188,9 @@ class Simulator:
                 work.cancel()
                 return False
             return await work
-        except (OSError, asyncio.CancelledError):
-            seen.end("aborted")
-            work.cancel()
-            raise
         finally:
+            seen.end("aborted")  # unless it has ended otherwise; uvloop tells of a lost client by a RuntimeError, too
+            work.cancel()
             watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watch
