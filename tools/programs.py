@@ -93,6 +93,7 @@ NEEDS = (
     Need("shellcheck", CHECK, "shellcheck"),
     Need("nodejs", CHECK, "node"),
     Need("npm", CHECK, "npm"),
+    Need("openssl", CHECK, "openssl"),
     Need("systemd", CHECK, "systemd-analyze"),
     Need("openssh-client", CHECK, "ssh ssh-keygen"),
     # the gateway's path is compiled
