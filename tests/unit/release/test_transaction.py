@@ -35,25 +35,6 @@ def test_one_model_alone_can_be_deployed(world: World) -> None:
     assert world.serving() == {"citadel-llm@alpha.service": "a1"}
 
 
-def test_what_prometheus_does_not_see_is_taken_back(world: World) -> None:
-    first = deploy(world, alpha="a1")
-    world.watch.blind = True
-    outcome = activate(world.host(), world.stage(release_files(alpha="a2")).id, Terms("tester"))
-    assert outcome.outcome == "returned" and "does not report" in outcome.said
-    assert world.live == first and world.serving()["citadel-llm@alpha.service"] == "a1"
-
-
-def test_without_prometheus_nothing_begins_but_the_way_back(world: World) -> None:
-    first = deploy(world, alpha="a1")
-    second = deploy(world, alpha="a2")
-    world.watch.away = True
-    with pytest.raises(RefusedError, match="Prometheus gives no answer"):
-        activate(world.host(), world.stage(release_files(alpha="a3")).id, Terms("tester"))
-    assert world.live == second
-    assert rollback(world.host(), None, Terms("tester")).good
-    assert world.live == first
-
-
 def test_models_that_nobody_uses_yet_load_side_by_side(world: World) -> None:
     deploy(world, alpha="a1")
     world.systemd.acts.clear()

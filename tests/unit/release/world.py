@@ -154,24 +154,6 @@ class SimulatedGate:
         return True
 
 
-class SimulatedWatch:
-    """Sees everything, unless told not to."""
-
-    def __init__(self, systemd: SimulatedSystemd) -> None:
-        self._systemd = systemd
-        self.away = False
-        self.blind = False
-
-    def objections(self, manifest: Manifest) -> list[str]:
-        return ["Prometheus gives no answer"] if self.away else []
-
-    def prove(self, manifest: Manifest) -> list[dict[str, Any]]:
-        self._systemd.before("watch")
-        if self.blind or self.away:
-            raise FailedError("Prometheus does not report it as up")
-        return [{"unit": "prometheus", "answer": "up"}]
-
-
 class World:
     def __init__(self, root: Path) -> None:
         self.layout = Layout(root)
@@ -180,7 +162,6 @@ class World:
         self.systemd = SimulatedSystemd(self.layout)
         self.proofs = SimulatedProofs(self.systemd)
         self.gate = SimulatedGate()
-        self.watch = SimulatedWatch(self.systemd)
         self.told: list[str] = []
         self.tick = 0
 
@@ -191,7 +172,6 @@ class World:
             self.systemd,
             self.proofs,
             self.gate,
-            self.watch,
             tell=self.told.append,
             now=self._now,
             clock=lambda: 0.0,

@@ -19,7 +19,6 @@ from .manifest import Manifest
 from .probe import Prober
 from .survey import Live, survey
 from .systemd import Systemd
-from .watch import Watch
 
 Check = Callable[[Layout, Systemd, Manifest, Live], list[str]]
 
@@ -34,7 +33,6 @@ class Host:
     systemd: Systemd
     prober: Prober
     gate: Gate
-    watch: Watch
     check: Check = check
     tell: Callable[[str], None] = lambda line: print(line, flush=True)
     now: Callable[[], str] = now

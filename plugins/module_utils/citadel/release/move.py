@@ -24,8 +24,8 @@ RECOVERY = "citadel-recover.service"
 KEEPER = "citadel-gateway.service"  # what the listening sockets would wake
 
 
-def move(host: Host, manifest: Manifest, watched: bool = False) -> Proof:
-    """Bring up the release and prove every service of it; and that it is watched, if that is asked for."""
+def move(host: Host, manifest: Manifest) -> Proof:
+    """Bring up the release and prove every service of it."""
     live = host.survey()
     todo = plan(manifest, live)
     with step(host, "switch"):
@@ -48,8 +48,6 @@ def move(host: Host, manifest: Manifest, watched: bool = False) -> Proof:
             if service.kind == "model":
                 host.gate.open(service.name)
         proof += _end_to_end(host, manifest)
-        if watched:
-            proof += host.watch.prove(manifest)
     return proof
 
 

@@ -63,7 +63,7 @@ class Terms:
 
 def activate(host: Host, release: str, terms: Terms) -> Outcome:
     with locked(host.layout, f"the activation of {release}", terms.who, host.now()):
-        return Transaction(host).run(release, terms, watched=True)
+        return Transaction(host).run(release, terms)
 
 
 def rollback(host: Host, to: str | None, terms: Terms) -> Outcome:
@@ -101,12 +101,11 @@ class Transaction:
         self.recovered = self._recover()
         self._begun = host.clock()
 
-    def run(self, release: str, terms: Terms, watched: bool = False) -> Outcome:
+    def run(self, release: str, terms: Terms) -> Outcome:
         host = self._host
         manifest = self._admit(release, terms.force)
         live = host.survey()
         objections = host.check(host.layout, host.systemd, manifest, live)
-        objections += host.watch.objections(manifest) if watched else []
         if objections:
             raise RefusedError(f"Release {release} cannot be activated:\n  " + "\n  ".join(objections))
         todo = plan(manifest, live)
@@ -124,7 +123,7 @@ class Transaction:
             plan=todo.as_dict(),
         )
         try:
-            host.journal.write("proven", proof=move(host, manifest, watched))
+            host.journal.write("proven", proof=move(host, manifest))
         except Exception as failure:
             return self._return(str(failure) or type(failure).__name__, BAD)
         outcome = self._commit(COMMITTED)
