@@ -9,6 +9,7 @@ import sys
 # verb -> the module whose `add_arguments(parser)` and `run(arguments) -> int` implement it
 VERBS: dict[str, str] = {
     "capacity": "capacity",
+    "face": "face",
     "fetch": "fetch",
     "prestart": "prestart",
     "ready": "ready",

@@ -12,6 +12,7 @@ from citadel.release.failure import FailedError
 from citadel.release.host import Host
 from citadel.release.layout import Layout
 from citadel.release.manifest import Manifest
+from citadel.release.move import FACE
 from citadel.release.services import GATEWAY_PREFIX, Service
 from citadel.release.stage import Wish, manifest_of, stage
 from citadel.release.survey import Live
@@ -35,6 +36,9 @@ class SimulatedSystemd:
         self.before: Callable[[str], None] = lambda act: None
 
     def show(self, unit: str) -> UnitState:
+        if unit.endswith(".socket"):  # they open with the gateway, which wants them
+            opened = any(name.startswith(GATEWAY_PREFIX) for name in self.running)
+            return UnitState("active", "running", 0) if opened else UnitState("inactive", "dead", 0)
         if unit in self.running:
             return UnitState("active", "running", 1 + list(self.running).index(unit))
         if unit in self.draining:
@@ -64,6 +68,8 @@ class SimulatedSystemd:
         self._act(f"stop {unit}")
         if self.running.pop(unit, None) and self.slow and not wait:
             self.draining.add(unit)
+        for other in [name for name in self.running if f"PartOf={unit}" in (self._text(name) or "")]:
+            self.running.pop(other)
 
     def verify(self, units: Iterable[Path]) -> list[str]:
         return [f"{path.name}: bad" for path in units if "[Broken]" in path.read_text()]
@@ -85,9 +91,12 @@ class SimulatedSystemd:
         if digest not in self.crash:
             self.running[unit] = {"CITADEL_DIGEST": digest}
 
-    def _digest(self, unit: str) -> str:
+    def _text(self, unit: str) -> str | None:
         template = re.sub(r"@.*\.", "@.", unit)
-        text = self._read(self._layout.units / unit) or self._read(self._layout.units / template)
+        return self._read(self._layout.units / unit) or self._read(self._layout.units / template)
+
+    def _digest(self, unit: str) -> str:
+        text = self._text(unit)
         if text is None:
             raise FailedError(f"Unit {unit} not found.")
         if unit.startswith("citadel-llm@"):
@@ -181,10 +190,10 @@ class World:
         self.tick += 1
         return f"2026-01-01T00:{self.tick // 60 % 60:02d}:{self.tick % 60:02d}Z"
 
-    def stage(self, files: Mapping[str, str], **more: Any) -> Manifest:
+    def stage(self, files: Mapping[str, str], tell: Callable[[str], None] = lambda line: None, **more: Any) -> Manifest:
         wish = Wish(files, who="tester", at=self._now(), **more)
         manifest = manifest_of(self.layout, wish, self.survey())
-        stage(self.layout, wish, manifest)
+        stage(self.layout, wish, manifest, tell)
         return manifest
 
     def survey(self) -> Live:
@@ -199,7 +208,7 @@ class World:
         return {
             "gateway" if unit.startswith(GATEWAY_PREFIX) else unit: process["CITADEL_DIGEST"]
             for unit, process in self.systemd.running.items()
-            if unit.endswith(".service")
+            if unit.endswith(".service") and unit != FACE
         }
 
     def gateways(self) -> list[str]:
@@ -207,18 +216,22 @@ class World:
 
 
 LLM = """\
+[Unit]
+PartOf=citadel-models.target
 [Service]
 ExecStart=/bin/true
 EnvironmentFile=/opt/citadel/current/config/models/%i.env
 [Install]
-WantedBy=citadel-llm.target
+WantedBy=citadel-models.target
 """
 GATEWAY = """\
+[Unit]
+PartOf=citadel-gateway.service
 [Service]
 Environment=CITADEL_DIGEST={digest}
 ExecStart=/bin/serve %i
 [Install]
-WantedBy=multi-user.target
+WantedBy=citadel-gateway.service
 """
 
 
@@ -226,9 +239,11 @@ def release_files(gateway: str = "g1", host: str = "h1", **models: str) -> dict[
     """A small release: models by name and digest, and a gateway."""
     files = {
         "units/citadel-llm@.service": LLM,
-        "units/citadel-llm.target": "[Unit]\nDescription=models\n[Install]\nWantedBy=multi-user.target\n",
+        "units/citadel-llm.target": "[Unit]\nDescription=all\n[Install]\nWantedBy=multi-user.target\n",
+        "units/citadel-models.target": "[Unit]\nPartOf=citadel-llm.target\n[Install]\nWantedBy=citadel-llm.target\n",
         "units/citadel-gateway@.service": GATEWAY.format(digest=gateway),
-        "units/citadel-gateway.socket": "[Socket]\nListenStream=8000\n[Install]\nWantedBy=sockets.target\n",
+        "units/citadel-gateway.socket": "[Socket]\nListenStream=8000\n[Install]\nWantedBy=citadel-gateway.service\n",
+        "units/citadel-gateway.service": "[Service]\nExecStart=/bin/face\n[Install]\nWantedBy=citadel-llm.target\n",
         "config/gateway.yml": f"which: {gateway}\n",
         "host/citadel/__init__.py": f"# {host}\n",
     }
