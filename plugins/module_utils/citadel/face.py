@@ -113,7 +113,7 @@ class Follower:
             [
                 "journalctl",
                 "--follow",
-                f"--since=@{int(time.time())}",
+                "--lines=0",
                 "--output=json",
                 "--output-fields=MESSAGE,PRIORITY",
                 f"--identifier={IDENTIFIER}",
@@ -127,8 +127,10 @@ class Follower:
     def _repeat(self, process: subprocess.Popen[str]) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
             for line in process.stdout or ():
-                with contextlib.suppress(OSError, ValueError):
+                try:
                     journal.sendto(entry(line, self._names), JOURNAL)
+                except (OSError, ValueError) as error:
+                    print(f"A line of the gateway's journal was not repeated: {error}", file=sys.stderr)
 
     def close(self) -> None:
         if self._process is not None:
@@ -156,6 +158,7 @@ class Face:
     def run(self, tend: Callable[[], None] = lambda: None) -> int:
         seen, asked, health = self._clock(), -HEALTH, ""
         while True:
+            tend()
             found, now = self._look(), self._clock()
             serves = any(one.active in {"active", "reloading"} for one in found)
             if any(one.active in _PRESENT for one in found):
@@ -166,7 +169,6 @@ class Face:
             if serves and now - asked >= HEALTH:
                 asked, health = now, self._health()
             self._tell(sentence(found, health), serves)
-            tend()
             if self._pause(LOOK if serves else HURRY):
                 return self._drain(found)
 

@@ -71,7 +71,7 @@ def test_what_people_ask_about_the_gateway(box: Box, live: str, name: str) -> No
     said = "reads its configuration anew"
     wait(lambda: said in show(box, name), 10, f"not in the status: {show(box, name)}")
     told = box.run("journalctl", "-u", f"{name}.service", "-o", "cat", "--no-pager").stdout
-    assert said in told and "serves alpha, beta" in told
+    assert said in told
     assert process(box, f"citadel-gateway@{live}.service") == pid, "a reload is no restart"
 
 

@@ -12,9 +12,7 @@ from citadel.release.failure import RefusedError
 from citadel.release.transaction import Terms, activate
 from tests.unit.release.world import World, release_files
 
-LISTENS = (
-    "  0: 00000000:{port:04X} 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0 0 4711 1 0 100\n"
-)
+LISTENS = "  0: 00000000:{port:04X} 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0 0 4711 1 0 100\n"
 
 
 def listen(world: World, port: int, program: str = "") -> None:
