@@ -115,7 +115,7 @@ def _stage(wanted: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     layout = Layout(Path(wanted["root"]))
     keys = ("files", "environments", "models", "source", "capacity", "who")
     wish = Wish(**{key: wanted[key] for key in keys}, at=now())
-    live = survey(layout, Systemctl())
+    live = survey(layout, Systemctl(), units=True)
     manifest = manifest_of(layout, wish, live)
     todo = plan(manifest, live, listening(wish.files))
     before = layout.release(live.release) if live.release else None

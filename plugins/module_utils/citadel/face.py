@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -89,7 +88,7 @@ def notify(state: str) -> None:
             out.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 
-def entry(line: str, names: Sequence[str]) -> bytes:
+def entry(line: str | bytes, names: Sequence[str]) -> bytes:
     """A line of the gateways' journal as one of ours; `journalctl -u` finds it under the other names too."""
     told = json.loads(line)
     message = told.get("MESSAGE") or ""
@@ -99,42 +98,24 @@ def entry(line: str, names: Sequence[str]) -> bytes:
     return b"\n".join([*fields, *(f"OBJECT_SYSTEMD_UNIT={name}".encode() for name in names)]) + b"\n"
 
 
-class Follower:
-    """Repeats what the gateways write into the journal."""
+class Repeater:
+    """Repeats what the gateways have written into the journal since this began; looked up, since following it depends
+    on more of the host than a sandbox leaves."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
-        self._process: subprocess.Popen[str] | None = None
+    def __init__(self, names: Sequence[str], run: Callable[..., Any] = subprocess.run) -> None:
+        self._names, self._run = names, run
+        self._after = f"--since=@{int(time.time())}"
 
     def tend(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            return
-        self._process = subprocess.Popen(
-            [
-                "journalctl",
-                "--follow",
-                "--lines=0",
-                "--output=json",
-                "--output-fields=MESSAGE,PRIORITY",
-                f"--identifier={IDENTIFIER}",
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-        threading.Thread(target=self._repeat, args=(self._process,), daemon=True).start()
-
-    def _repeat(self, process: subprocess.Popen[str]) -> None:
+        command = ["journalctl", "--quiet", "--no-pager", "--output=json", "--output-fields=MESSAGE,PRIORITY"]
+        told = self._run([*command, f"--identifier={IDENTIFIER}", self._after], capture_output=True, check=False)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
-            for line in process.stdout or ():
+            for line in told.stdout.splitlines():
                 try:
+                    self._after = f"--after-cursor={json.loads(line)['__CURSOR']}"
                     journal.sendto(entry(line, self._names), JOURNAL)
-                except (OSError, ValueError) as error:
+                except (OSError, ValueError, KeyError) as error:
                     print(f"A line of the gateway's journal was not repeated: {error}", file=sys.stderr)
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()  # it has inherited that SIGTERM is blocked
 
 
 def told_to_stop(seconds: float) -> bool:
@@ -158,7 +139,6 @@ class Face:
     def run(self, tend: Callable[[], None] = lambda: None) -> int:
         seen, asked, health = self._clock(), -HEALTH, ""
         while True:
-            tend()
             found, now = self._look(), self._clock()
             serves = any(one.active in {"active", "reloading"} for one in found)
             if any(one.active in _PRESENT for one in found):
@@ -169,8 +149,9 @@ class Face:
             if serves and now - asked >= HEALTH:
                 asked, health = now, self._health()
             self._tell(sentence(found, health), serves)
+            tend()
             if self._pause(LOOK if serves else HURRY):
-                return self._drain(found)
+                return self._drain(found, tend)
 
     def _tell(self, text: str, serves: bool) -> None:
         state = f"STATUS={text}"
@@ -181,12 +162,14 @@ class Face:
             self._told = state
             self._say(state)
 
-    def _drain(self, before: list[Gateway]) -> int:
+    def _drain(self, before: list[Gateway], tend: Callable[[], None]) -> int:
         """Stopped when the gateways are that ran when it was asked to stop; a restart has begun others by then."""
         waited = {one.pid for one in before if one.part and one.pid}
         self._say("STOPPING=1\nSTATUS=the gateway ends its last requests")
         while waited & {one.pid for one in self._look()}:
-            time.sleep(HURRY)
+            tend()
+            self._pause(HURRY)
+        tend()
         return 0
 
 
@@ -196,10 +179,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    follower = Follower(arguments.also)
-    face = Face(health=lambda: health_of(arguments.health))
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        return face.run(follower.tend)
-    finally:
-        follower.close()
+    return Face(health=lambda: health_of(arguments.health)).run(Repeater(arguments.also).tend)

@@ -44,8 +44,8 @@ class Host:
         self.histories = Histories(self.layout)
         self.journal = Journal(self.layout)
 
-    def survey(self) -> Live:
-        return survey(self.layout, self.systemd)
+    def survey(self, units: bool = False) -> Live:
+        return survey(self.layout, self.systemd, units)
 
     def measured(self, name: str, seconds: float) -> None:
         """Remember how long a start took, for the next plan; not worth failing for."""

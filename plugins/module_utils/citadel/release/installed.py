@@ -247,8 +247,8 @@ def _keep_altered(layout: Layout, ours: Ours, path: Path) -> None:
 def _drop(layout: Layout, ours: Ours, stale: set[Path]) -> None:
     folders = {path.parent for path in stale if path.parent.is_dir()}
     for path in sorted(stale):
-        if path.parent.is_symlink():
-            continue  # the folder itself is a link of ours, and among the stale
+        if path.parent.is_symlink() or (path.is_dir() and not path.is_symlink()):
+            continue  # a folder of drop-ins that is a link, and among the stale itself; or was one until now
         _keep_altered(layout, ours, path)
         path.unlink(missing_ok=True)
     for folder in sorted(folders - {layout.units}):

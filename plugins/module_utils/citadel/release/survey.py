@@ -33,7 +33,8 @@ class Live:
     units: Findings = field(default_factory=Findings)
 
 
-def survey(layout: Layout, systemd: Systemd) -> Live:
+def survey(layout: Layout, systemd: Systemd, units: bool = False) -> Live:
+    """What a plan for people says of the units costs a look at every release, so it is asked for."""
     release = live_release(layout)
     manifest = read_manifest(layout.release(release)) if release else None
     return Live(
@@ -42,7 +43,7 @@ def survey(layout: Layout, systemd: Systemd) -> Live:
         _processes(layout, systemd, manifest),
         load_seconds(layout),
         listens(layout, manifest) if manifest else {},
-        look(layout, manifest),
+        look(layout, manifest) if units else Findings(),
     )
 
 

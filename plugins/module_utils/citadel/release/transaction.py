@@ -106,7 +106,7 @@ class Transaction:
     def run(self, release: str, terms: Terms) -> Outcome:
         host = self._host
         manifest = self._admit(release, terms.force)
-        live = host.survey()
+        live = host.survey(units=True)
         objections = host.check(host.layout, host.systemd, manifest, live)
         if objections:
             raise RefusedError(f"Release {release} cannot be activated:\n  " + "\n  ".join(objections))
