@@ -13,6 +13,7 @@ from ansible.module_utils.citadel.release.history import GOOD, Histories
 from ansible.module_utils.citadel.release.host import now
 from ansible.module_utils.citadel.release.layout import Layout
 from ansible.module_utils.citadel.release.plan import plan
+from ansible.module_utils.citadel.release.services import listening
 from ansible.module_utils.citadel.release.stage import Wish, manifest_of, stage
 from ansible.module_utils.citadel.release.survey import survey
 from ansible.module_utils.citadel.release.systemd import Systemctl
@@ -114,21 +115,22 @@ def _stage(wanted: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     layout = Layout(Path(wanted["root"]))
     keys = ("files", "environments", "models", "source", "capacity", "who")
     wish = Wish(**{key: wanted[key] for key in keys}, at=now())
-    live = survey(layout, Systemctl())
+    live = survey(layout, Systemctl(), units=True)
     manifest = manifest_of(layout, wish, live)
-    todo = plan(manifest, live)
+    todo = plan(manifest, live, listening(wish.files))
     before = layout.release(live.release) if live.release else None
     # Read before staging: afterwards the diff would compare the release with itself.
     diff = differences(todo, wish.files, before)
     missing = not layout.release(manifest.id).is_dir()
-    staged = missing if check_mode else stage(layout, wish, manifest)
+    notes: list[str] = []
+    staged = missing if check_mode else stage(layout, wish, manifest, notes.append)
     return {
         "changed": staged,
         "release": manifest.id,
         "previous": live.release,
         "plan": todo.as_dict(),
         "steps": todo.steps,
-        "summary": todo.lines(),
+        "summary": [*todo.lines(), *notes],
         "activates": todo.changes or Histories(layout).of(manifest.id).state != GOOD,
         "diff": diff if staged else [],
     }

@@ -12,6 +12,7 @@ VERBS: dict[str, str] = {
     "audit": "inspection",
     "capacity": "capacity",
     "diagnose": "inspection",
+    "face": "face",
     "fetch": "fetch",
     "logs": "logs",
     "prestart": "prestart",

@@ -287,9 +287,7 @@ def test_no_compiler_runs_in_an_eager_unit(models: Any) -> None:
         assert one["options"]["enforce-eager"] and one["environment"]["TORCHDYNAMO_DISABLE"] == "1"
     compiled = models({"phi-3-mini": {"engine": {"enforce-eager": False}}})
     (phi,) = [
-        one
-        for one in serving.instances(capacity.plan(compiled, ROOMY).placed, places())
-        if one["name"] == "phi-3-mini"
+        one for one in serving.instances(capacity.plan(compiled, ROOMY).placed, places()) if one["name"] == "phi-3-mini"
     ]
     assert "TORCHDYNAMO_DISABLE" not in phi["environment"]
 

@@ -16,7 +16,9 @@ import pytest
 
 from citadel.release import files as durable
 from citadel.release.failure import FailedError
+from citadel.release.installed import Findings, look
 from citadel.release.journal import Journal
+from citadel.release.manifest import read_manifest
 from citadel.release.transaction import Terms, activate, recover
 from tests.unit.release.world import Killed, World, release_files
 
@@ -40,7 +42,9 @@ class Trap:
             lambda self_, event, **details: f"journal {event} {details.get('name', '')}",
         )
         self._around(monkeypatch, durable, "write", lambda path, *rest, **more: f"write {path.name}")
-        for module in ("links", "face", "transaction"):
+        self._around(monkeypatch, durable, "aside", lambda path, *rest, **more: f"aside {path.name}")
+        self._around(monkeypatch, durable, "place", lambda aside, path: f"place {path.name}")
+        for module in ("installed", "face", "transaction"):
             target = __import__(f"citadel.release.{module}", fromlist=["link"])
             self._around(monkeypatch, target, "link", lambda path, *rest: f"link {path.name}")
 
@@ -145,6 +149,8 @@ def judge(world: World, old: str | None, new: str, case: str) -> str:
         assert {p.name for p in config.glob("*.env")} == {p.name for p in source.glob("models/*.env")}, case
         for path in source.rglob("*.*"):
             assert (config / path.relative_to(source)).read_text() == path.read_text(), f"{case}: {path}"
+    live = read_manifest(world.layout.current)
+    assert look(world.layout, live) == Findings(), case
     world.systemd.boot()
     assert world.serving() == expected, f"{case}, after a boot"
     return "old" if world.live == old else "new"

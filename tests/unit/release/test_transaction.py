@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from citadel.release.failure import RefusedError
+from citadel.release.manifest import read_manifest
 from citadel.release.transaction import Terms, activate, rollback
 from tests.unit.release.world import World, release_files
 
@@ -33,25 +34,6 @@ def test_one_model_alone_can_be_deployed(world: World) -> None:
     manifest = world.stage(files)
     assert activate(world.host(), manifest.id, Terms("tester")).good
     assert world.serving() == {"citadel-llm@alpha.service": "a1"}
-
-
-def test_what_prometheus_does_not_see_is_taken_back(world: World) -> None:
-    first = deploy(world, alpha="a1")
-    world.watch.blind = True
-    outcome = activate(world.host(), world.stage(release_files(alpha="a2")).id, Terms("tester"))
-    assert outcome.outcome == "returned" and "does not report" in outcome.said
-    assert world.live == first and world.serving()["citadel-llm@alpha.service"] == "a1"
-
-
-def test_without_prometheus_nothing_begins_but_the_way_back(world: World) -> None:
-    first = deploy(world, alpha="a1")
-    second = deploy(world, alpha="a2")
-    world.watch.away = True
-    with pytest.raises(RefusedError, match="Prometheus gives no answer"):
-        activate(world.host(), world.stage(release_files(alpha="a3")).id, Terms("tester"))
-    assert world.live == second
-    assert rollback(world.host(), None, Terms("tester")).good
-    assert world.live == first
 
 
 def test_models_that_nobody_uses_yet_load_side_by_side(world: World) -> None:
@@ -97,12 +79,12 @@ def test_a_gateway_that_drains_keeps_its_unit_until_it_is_gone(world: World) -> 
     world.systemd.slow = True
     first = deploy(world, alpha="a1")
     deploy(world, alpha="a1", gateway="g2")
-    link = world.layout.units / f"citadel-gateway@{first}.service"
-    assert world.systemd.draining == {link.name} and link.is_symlink()
+    unit = world.layout.units / f"citadel-gateway@{first}.service"
+    assert world.systemd.draining == {unit.name} and unit.is_file()
     assert world.layout.release(first).is_dir()
     world.systemd.draining.clear()
     deploy(world, alpha="a2", gateway="g2")
-    assert not link.is_symlink()
+    assert not unit.exists()
 
 
 def test_the_same_content_again_does_nothing(world: World) -> None:
@@ -231,3 +213,27 @@ def test_who_comes_second_is_told_who_holds_the_lock(world: World) -> None:
     world.systemd.before = intrude
     assert activate(world.host(), second.id, Terms("hana@desk")).good
     assert f"hana@desk has been busy with the activation of {second.id} since 2026-" in refusals[0]
+
+
+def test_a_rollback_by_the_digest_that_equal_hosts_share(world: World) -> None:
+    first = deploy(world, alpha="a1")
+    deploy(world, alpha="a2")
+    digest = read_manifest(world.layout.release(first)).digest
+    assert rollback(world.host(), digest, Terms("tester")).release == first
+    deploy(world, alpha="a3")
+    assert rollback(world.host(), digest[:10], Terms("tester")).release == first
+    with pytest.raises(RefusedError, match="digest begins with 00000000"):
+        rollback(world.host(), "00000000", Terms("tester"))
+    with pytest.raises(RefusedError, match=r"no release nonsense on this host"):
+        rollback(world.host(), "nonsense", Terms("tester"))
+
+
+def test_of_several_attempts_with_one_content_the_good_one_is_meant(world: World) -> None:
+    deploy(world, alpha="a1")
+    world.proofs.wrong["a2"] = "answers nonsense"
+    bad = world.stage(release_files(alpha="a2"))
+    activate(world.host(), bad.id, Terms("tester"))
+    world.proofs.wrong.clear()
+    good = deploy(world, alpha="a2")
+    deploy(world, alpha="a3")
+    assert good != bad.id and rollback(world.host(), bad.digest[:8], Terms("tester")).release == good

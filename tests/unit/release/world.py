@@ -13,6 +13,7 @@ from citadel.release.failure import FailedError
 from citadel.release.host import Host
 from citadel.release.layout import Layout
 from citadel.release.manifest import Manifest
+from citadel.release.move import FACE
 from citadel.release.services import GATEWAY_PREFIX, Service
 from citadel.release.stage import Wish, manifest_of, stage
 from citadel.release.survey import Live
@@ -36,6 +37,9 @@ class SimulatedSystemd:
         self.before: Callable[[str], None] = lambda act: None
 
     def show(self, unit: str) -> UnitState:
+        if unit.endswith(".socket"):  # they open with the gateway, which wants them
+            opened = any(name.startswith(GATEWAY_PREFIX) for name in self.running)
+            return UnitState("active", "running", 0) if opened else UnitState("inactive", "dead", 0)
         if unit in self.running:
             return UnitState("active", "running", 1 + list(self.running).index(unit))
         if unit in self.draining:
@@ -65,6 +69,8 @@ class SimulatedSystemd:
         self._act(f"stop {unit}")
         if self.running.pop(unit, None) and self.slow and not wait:
             self.draining.add(unit)
+        for other in [name for name in self.running if f"PartOf={unit}" in (self._text(name) or "")]:
+            self.running.pop(other)
 
     def verify(self, units: Iterable[Path]) -> list[str]:
         return [f"{path.name}: bad" for path in units if "[Broken]" in path.read_text()]
@@ -88,9 +94,12 @@ class SimulatedSystemd:
         if digest not in self.crash:
             self.running[unit] = {"CITADEL_DIGEST": digest}
 
-    def _digest(self, unit: str) -> str:
+    def _text(self, unit: str) -> str | None:
         template = re.sub(r"@.*\.", "@.", unit)
-        text = self._read(self._layout.units / unit) or self._read(self._layout.units / template)
+        return self._read(self._layout.units / unit) or self._read(self._layout.units / template)
+
+    def _digest(self, unit: str) -> str:
+        text = self._text(unit)
         if text is None:
             raise FailedError(f"Unit {unit} not found.")
         if unit.startswith("citadel-llm@"):
@@ -157,24 +166,6 @@ class SimulatedGate:
         return True
 
 
-class SimulatedWatch:
-    """Sees everything, unless told not to."""
-
-    def __init__(self, systemd: SimulatedSystemd) -> None:
-        self._systemd = systemd
-        self.away = False
-        self.blind = False
-
-    def objections(self, manifest: Manifest) -> list[str]:
-        return ["Prometheus gives no answer"] if self.away else []
-
-    def prove(self, manifest: Manifest) -> list[dict[str, Any]]:
-        self._systemd.before("watch")
-        if self.blind or self.away:
-            raise FailedError("Prometheus does not report it as up")
-        return [{"unit": "prometheus", "answer": "up"}]
-
-
 class World:
     def __init__(self, root: Path) -> None:
         self.layout = Layout(root)
@@ -183,7 +174,6 @@ class World:
         self.systemd = SimulatedSystemd(self.layout)
         self.proofs = SimulatedProofs(self.systemd)
         self.gate = SimulatedGate()
-        self.watch = SimulatedWatch(self.systemd)
         self.told: list[str] = []
         self.tick = 0
 
@@ -194,7 +184,6 @@ class World:
             self.systemd,
             self.proofs,
             self.gate,
-            self.watch,
             tell=self.told.append,
             now=self._now,
             clock=lambda: 0.0,
@@ -204,10 +193,10 @@ class World:
         self.tick += 1
         return f"2026-01-01T00:{self.tick // 60 % 60:02d}:{self.tick % 60:02d}Z"
 
-    def stage(self, files: Mapping[str, str], **more: Any) -> Manifest:
+    def stage(self, files: Mapping[str, str], tell: Callable[[str], None] = lambda line: None, **more: Any) -> Manifest:
         wish = Wish(files, who="tester", at=self._now(), **more)
         manifest = manifest_of(self.layout, wish, self.survey())
-        stage(self.layout, wish, manifest)
+        stage(self.layout, wish, manifest, tell)
         return manifest
 
     def survey(self) -> Live:
@@ -222,7 +211,7 @@ class World:
         return {
             "gateway" if unit.startswith(GATEWAY_PREFIX) else unit: process["CITADEL_DIGEST"]
             for unit, process in self.systemd.running.items()
-            if unit.endswith(".service")
+            if unit.endswith(".service") and unit != FACE
         }
 
     def gateways(self) -> list[str]:
@@ -230,18 +219,22 @@ class World:
 
 
 LLM = """\
+[Unit]
+PartOf=citadel-models.target
 [Service]
 ExecStart=/bin/true
 EnvironmentFile=/opt/citadel/current/config/models/%i.env
 [Install]
-WantedBy=citadel-llm.target
+WantedBy=citadel-models.target
 """
 GATEWAY = """\
+[Unit]
+PartOf=citadel-gateway.service
 [Service]
 Environment=CITADEL_DIGEST={digest}
 ExecStart=/bin/serve %i
 [Install]
-WantedBy=multi-user.target
+WantedBy=citadel-gateway.service
 """
 
 
@@ -249,10 +242,12 @@ def release_files(gateway: str = "g1", host: str = "h1", **models: str) -> dict[
     """A small release: models by name and digest, and a gateway."""
     files = {
         "units/citadel-llm@.service": LLM,
-        "units/citadel-llm.target": "[Unit]\nDescription=models\n[Install]\nWantedBy=multi-user.target\n",
+        "units/citadel-llm.target": "[Unit]\nDescription=all\n[Install]\nWantedBy=multi-user.target\n",
+        "units/citadel-models.target": "[Unit]\nPartOf=citadel-llm.target\n[Install]\nWantedBy=citadel-llm.target\n",
         "units/citadel-revive@.timer": "[Timer]\nOnActiveSec=300\n",
         "units/citadel-gateway@.service": GATEWAY.format(digest=gateway),
-        "units/citadel-gateway.socket": "[Socket]\nListenStream=8000\n[Install]\nWantedBy=sockets.target\n",
+        "units/citadel-gateway.socket": "[Socket]\nListenStream=8000\n[Install]\nWantedBy=citadel-gateway.service\n",
+        "units/citadel-gateway.service": "[Service]\nExecStart=/bin/face\n[Install]\nWantedBy=citadel-llm.target\n",
         "config/gateway.yml": f"which: {gateway}\n",
         "host/citadel/__init__.py": f"# {host}\n",
     }

@@ -6,20 +6,21 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from .. import store
 from .compiled import gateway_paths
-from .face import faces
+from .installed import strangers
 from .journal import set_reserve
 from .layout import Layout
-from .links import links_of
 from .manifest import Manifest, tampering
 from .services import GATEWAY_TEMPLATE
-from .survey import Live
+from .survey import Live, gateways
 from .systemd import Systemd
 
 FREE = 64 * 1024 * 1024  # what journals, reports and logs of one transaction may need
+ROOM = 1024 * 1024  # the units, and those of the release before if it comes back
 
 Run = Callable[[list[str], dict[str, str]], subprocess.CompletedProcess[str]]
 
@@ -30,10 +31,10 @@ def check(layout: Layout, systemd: Systemd, manifest: Manifest, live: Live, run:
     return [
         *(f"the release was altered after it was staged: {line}" for line in tampering(release, manifest)),
         *_parts(layout, manifest),
-        *_strangers(layout, manifest),
+        *strangers(layout, manifest, live.manifest),
         *_disk(layout),
         *_capacity(manifest),
-        *_ports(layout, manifest, live),
+        *_ports(layout, systemd, manifest, live),
         *(f"unit: {line}" for line in systemd.verify(_unit_files(release, manifest))),
         *_gateway(layout, manifest, run or _run),
     ]
@@ -50,22 +51,33 @@ def _parts(layout: Layout, manifest: Manifest) -> list[str]:
         for name, model in sorted(manifest.models.items())
         if not layout.inside(model["path"]).is_dir()
     ]
-    return missing
+    return missing + [line for name, model in sorted(manifest.models.items()) if (line := _model(layout, name, model))]
 
 
-def _strangers(layout: Layout, manifest: Manifest) -> list[str]:
-    """What somebody else put where our links belong is not for us to replace."""
-    return [
-        f"{path} is no link of ours: move it away, the release brings its own"
-        for path in [*links_of(layout, manifest), *faces(layout, manifest)]
-        if path.exists() and not path.is_symlink()
-    ]
+def _model(layout: Layout, name: str, model: Mapping[str, str]) -> str:
+    """The store's own record of the files, against the one that the release was made for."""
+    folder = layout.inside(model["path"])
+    if not model.get("digest") or not folder.is_dir():
+        return ""  # releases of an early version name none
+    try:
+        found = store.digest_of(store.read_manifest(folder))
+    except store.StoreError as error:
+        return f"model {name}: {error}"
+    if found == model["digest"]:
+        return ""
+    return (
+        f"model {name} at {model['path']} is not the one that the release names: its files are {found[:12]} and not "
+        f"{model['digest'][:12]}. Move the folder away and run the deployment, which fetches it"
+    )
 
 
 def _disk(layout: Layout) -> list[str]:
     free = shutil.disk_usage(layout.home).free
     if free < FREE:
         return [f"{layout.home} has {free // 2**20} MiB free and {FREE // 2**20} MiB are needed: make room first"]
+    units = shutil.disk_usage(layout.units).free
+    if units < ROOM:
+        return [f"{layout.units} has {units // 1024} KiB free and {ROOM // 1024} KiB are needed: make room first"]
     try:
         set_reserve(layout)
     except OSError as error:
@@ -79,30 +91,65 @@ def _capacity(manifest: Manifest) -> list[str]:
     return [f"the capacity plan says that it does not fit: {manifest.capacity.get('why', 'run make capacity')}"]
 
 
-def _ports(layout: Layout, manifest: Manifest, live: Live) -> list[str]:
-    """A port is fine if nobody listens on it or a service of ours does."""
+def _ports(layout: Layout, systemd: Systemd, manifest: Manifest, live: Live) -> list[str]:
+    """A port is fine if nobody listens on it or a service or socket of ours does."""
     listening = listening_ports(layout)
-    ours = {service.port for service in (live.manifest.services if live.manifest else ())}
-    return [
-        f"port {service.port} of {service.served} is taken by a process that is not ours: stop it or "
-        "choose another port"
+    before = live.manifest
+    ours = {service.port for service in (before.services if before else ())}
+    wanted = {
+        service.port: service.served
         for service in manifest.services
-        if service.kind == "model"
-        and service.port in listening
-        and service.port not in ours
-        and service.unit not in live.processes
+        if service.kind == "model" and service.unit not in live.processes
+    }
+    for unit, port in _sockets(layout, manifest).items():
+        wanted.setdefault(port, f"the gateway ({unit})")
+    for unit, port in (_sockets(layout, before) if before else {}).items():
+        if systemd.show(unit).running:
+            ours.add(port)
+    if gateways(live.processes):
+        ours |= set(_sockets(layout, before).values()) if before else set()
+    return [
+        f"port {port} of {whose} is taken by {_program(layout, listening[port])}, which is not ours: stop it or choose "
+        "another port"
+        for port, whose in sorted(wanted.items())
+        if port in listening and port not in ours
     ]
 
 
-def listening_ports(layout: Layout) -> set[int]:
-    ports = set()
+def _sockets(layout: Layout, manifest: Manifest) -> dict[str, int]:
+    """The ports that the sockets of a release listen on."""
+    found = {}
+    for path in manifest.files:
+        if path.startswith("units/") and path.endswith(".socket"):
+            text = (layout.release(manifest.id) / path).read_text(encoding="utf-8")
+            stream = re.search(r"^ListenStream=(?:\S*:)?(\d+)$", text, re.MULTILINE)
+            if stream:
+                found[path.removeprefix("units/")] = int(stream.group(1))
+    return found
+
+
+def listening_ports(layout: Layout) -> dict[int, str]:
+    """Ports that somebody listens on, and the number of the socket."""
+    ports = {}
     for table in ("tcp", "tcp6"):
         path = layout.root / "proc/net" / table
         for line in path.read_text(encoding="ascii").splitlines()[1:] if path.exists() else []:
             fields = line.split()
             if fields[3] == "0A":
-                ports.add(int(fields[1].rpartition(":")[2], 16))
+                ports[int(fields[1].rpartition(":")[2], 16)] = fields[9] if len(fields) > 9 else ""
     return ports
+
+
+def _program(layout: Layout, socket: str) -> str:
+    """Who holds a socket, as far as /proc tells."""
+    for descriptor in (layout.root / "proc").glob("[0-9]*/fd/*") if socket else ():
+        try:
+            if str(descriptor.readlink()) == f"socket:[{socket}]":
+                process = descriptor.parents[1]
+                return f"{(process / 'comm').read_text(encoding='utf-8').strip()} (process {process.name})"
+        except OSError:
+            continue
+    return "a process"
 
 
 def _unit_files(release: Path, manifest: Manifest) -> list[Path]:

@@ -20,7 +20,6 @@ from .retention import Keep
 from .systemd import Systemctl
 from .table import rows, table
 from .transaction import Outcome, Terms, activate, recover, rollback
-from .watch import PrometheusWatch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     systemd = Systemctl()
     try:
         with HttpProber(layout, systemd) as prober:
-            return _act(Host(layout, systemd, prober, ManagementGate(layout), PrometheusWatch(layout)), arguments)
+            return _act(Host(layout, systemd, prober, ManagementGate(layout)), arguments)
     except RefusedError as refusal:
         print(refusal, file=sys.stderr)
         _result(arguments, {"outcome": "refused", "good": False, "said": str(refusal)})

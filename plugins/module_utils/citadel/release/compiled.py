@@ -31,9 +31,12 @@ def gateway_paths(release: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def compiled_gateway(layout: Layout, files: Mapping[str, str], manifest: Manifest) -> Iterator[Path | None]:
+def compiled_gateway(
+    layout: Layout, files: Mapping[str, str], manifest: Manifest, tell: Callable[[str], None]
+) -> Iterator[Path | None]:
     """A folder with the compiled gateway of a release to be, for as long as it is staged; None if its environment has
-    no compiler. Nothing is locked meanwhile: a rollback need not wait for a compiler."""
+    no compiler, or that failed, which is told: the source serves as well. Nothing is locked meanwhile: a rollback need
+    not wait for a compiler."""
     environment = manifest.environments.get("gateway")
     source = {path: text for path, text in files.items() if path.startswith(_SOURCE)}
     if not environment or not source or not (layout.inside(environment) / "bin" / "mypyc").exists():
@@ -48,7 +51,7 @@ def compiled_gateway(layout: Layout, files: Mapping[str, str], manifest: Manifes
             target = Path(name, path)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, encoding="utf-8", newline="")
-        yield _compile(layout.inside(environment) / "bin", Path(name))
+        yield _compile(layout.inside(environment) / "bin", Path(name), tell)
 
 
 def add_compiled(release: Path, folder: Path) -> None:
@@ -57,7 +60,7 @@ def add_compiled(release: Path, folder: Path) -> None:
     (release / COMPILED_DIGESTS).write_text(json.dumps(digests_of(release / COMPILED), indent=1), encoding="utf-8")
 
 
-def _compile(programs: Path, work: Path) -> Path:
+def _compile(programs: Path, work: Path, tell: Callable[[str], None]) -> Path | None:
     folder = work / COMPILED
     # models that serve meanwhile come first; -P: what lies in the current folder is nobody's gateway
     command = ["nice", "-n", "19", str(programs / "python"), "-B", "-P", "-m", "citadel_gateway.compiled", str(folder)]
@@ -75,11 +78,15 @@ def _compile(programs: Path, work: Path) -> Path:
         said = (done.stderr or done.stdout).strip().splitlines()[-3:]
         failed = bool(done.returncode) or not folder.is_dir()
     except subprocess.TimeoutExpired:
-        said, failed = [f"it was not done after {_PATIENCE:.0f} s."], True
+        said, failed = [f"it was not done after {_PATIENCE:.0f} s"], True
+    except OSError as error:
+        said, failed = [str(error)], True
     if failed:
-        raise RefusedError(
-            f"The gateway could not be compiled with {programs / 'mypyc'}: {' '.join(said)} Nothing was changed."
+        tell(
+            f"The gateway runs from its source, slower: it could not be compiled with {programs / 'mypyc'}: "
+            f"{' '.join(said) or 'without a word'}"
         )
+        return None
     return folder
 
 

@@ -18,13 +18,25 @@ def flush_folder(folder: Path) -> None:
 
 def write(path: Path, text: str, mode: int = 0o644) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.new")
+    place(aside(path.with_name(f".{path.name}.new"), text, mode), path)
+
+
+def aside(path: Path, text: str, mode: int = 0o644) -> Path:
+    """A file that is on the disk as a whole, and only waits for its name."""
     try:
-        with aside.open("w", encoding="utf-8", newline="") as stream:
+        with path.open("w", encoding="utf-8", newline="") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        aside.chmod(mode)
+        path.chmod(mode)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def place(aside: Path, path: Path) -> None:
+    try:
         aside.replace(path)
     except OSError:
         aside.unlink(missing_ok=True)

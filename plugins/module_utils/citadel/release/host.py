@@ -19,7 +19,6 @@ from .manifest import Manifest
 from .probe import Prober
 from .survey import Live, survey
 from .systemd import Systemd
-from .watch import Watch
 
 Check = Callable[[Layout, Systemd, Manifest, Live], list[str]]
 
@@ -34,7 +33,6 @@ class Host:
     systemd: Systemd
     prober: Prober
     gate: Gate
-    watch: Watch
     check: Check = check
     tell: Callable[[str], None] = lambda line: print(line, flush=True)
     now: Callable[[], str] = now
@@ -46,8 +44,8 @@ class Host:
         self.histories = Histories(self.layout)
         self.journal = Journal(self.layout)
 
-    def survey(self) -> Live:
-        return survey(self.layout, self.systemd)
+    def survey(self, units: bool = False) -> Live:
+        return survey(self.layout, self.systemd, units)
 
     def measured(self, name: str, seconds: float) -> None:
         """Remember how long a start took, for the next plan; not worth failing for."""

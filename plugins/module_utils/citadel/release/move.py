@@ -13,23 +13,24 @@ from typing import Any
 
 from .failure import FailedError
 from .host import Host
-from .links import dismantle, our_links, switch
+from .installed import Ours, dismantle, switch
 from .manifest import Manifest
 from .plan import LOAD, Action, Plan, plan
 from .services import Service
-from .survey import Live, gateways, present_gateways, runs
+from .survey import Live, gateways, listens, present_gateways, runs
 
 Proof = list[dict[str, Any]]
 RECOVERY = "citadel-recover.service"
-KEEPER = "citadel-gateway.service"  # what the listening sockets would wake
+FACE = "citadel-gateway.service"  # what people start and stop; until it was that, what the sockets would wake
+KEEPER = "citadel-sockets.service"  # what the sockets would wake now
 
 
-def move(host: Host, manifest: Manifest, watched: bool = False) -> Proof:
-    """Bring up the release and prove every service of it; and that it is watched, if that is asked for."""
+def move(host: Host, manifest: Manifest) -> Proof:
+    """Bring up the release and prove every service of it."""
     live = host.survey()
-    todo = plan(manifest, live)
+    todo = plan(manifest, live, listens(host.layout, manifest))
     with step(host, "switch"):
-        switch(host.layout, manifest, keep=present_gateways(host.systemd))
+        switch(host.layout, manifest, present_gateways(host.systemd), live.manifest)
         host.systemd.reload()
     _let_go_of_failed_gateways(host, manifest, live)
     loading = host.clock()
@@ -48,8 +49,6 @@ def move(host: Host, manifest: Manifest, watched: bool = False) -> Proof:
             if service.kind == "model":
                 host.gate.open(service.name)
         proof += _end_to_end(host, manifest)
-        if watched:
-            proof += host.watch.prove(manifest)
     return proof
 
 
@@ -64,8 +63,14 @@ def settle(host: Host, manifest: Manifest) -> None:
                 host.systemd.stop(unit, wait=not gateways([unit]))
     for unit in _units(manifest, ".target", ".timer"):
         host.systemd.start(unit, wait=False)
-    switch(host.layout, manifest, keep=present_gateways(host.systemd))
+    _show_face(host, manifest)
+    switch(host.layout, manifest, present_gateways(host.systemd))
     host.systemd.reload()
+    named = set(_units(manifest, ""))
+    for kind in ("target", "timer", "socket"):
+        for unit in host.systemd.matching(f"citadel-*.{kind}"):
+            if unit not in named and host.systemd.show(unit).running:
+                host.systemd.stop(unit, wait=False)
 
 
 def line_up(host: Host, manifest: Manifest) -> None:
@@ -73,12 +78,13 @@ def line_up(host: Host, manifest: Manifest) -> None:
     in the queue of jobs. Waiting for them here would wait for itself."""
     with step(host, "line up"):
         wanted = {service.unit for service in manifest.wanted()}
-        others = _runnable(host) - wanted
+        others = _runnable(host) - wanted - set(_units(manifest, ""))
         switch(host.layout, manifest, keep=set())
         host.systemd.reload()
         for unit in sorted(others):
             host.systemd.stop(unit, wait=False)
         live = host.survey()
+        _show_face(host, manifest)
         for unit in _units(manifest, ".socket", ".timer"):
             host.systemd.start(unit, wait=False)
         for service in manifest.wanted():
@@ -145,18 +151,31 @@ def _gateway(host: Host, manifest: Manifest, service: Service, todo: Plan) -> di
             host.systemd.stop(unit, wait=True)
         for unit in todo.sockets:
             host.systemd.stop(unit, wait=True)
-    _listen(host, manifest)
-    host.systemd.restart(service.unit, wait=True)
-    return {"trial": tried, **_started(host, service)}
-
-
-def _listen(host: Host, manifest: Manifest) -> None:
-    closed = [unit for unit in _units(manifest, ".socket") if not host.systemd.show(unit).running]
-    if closed:
+    if host.systemd.show(FACE).sub == "exited":
+        # An earlier release's keeper of the sockets. What is started below is part of the face, and would stop with it.
+        host.systemd.stop(FACE, wait=True)
+    if any(not host.systemd.show(unit).running for unit in _units(manifest, ".socket")):
         # systemd opens no socket while the service that it would wake is active.
         host.systemd.stop(KEEPER, wait=True)
-    for unit in closed:
-        host.systemd.start(unit, wait=True)
+    # It wants its sockets, so they open with it; by themselves they would close again, as long as nobody needs them.
+    host.systemd.restart(service.unit, wait=True)
+    started = _started(host, service)
+    for unit in _units(manifest, ".socket"):
+        if not host.systemd.show(unit).running:
+            words = " | ".join(host.systemd.log(unit, 3)) or "none"
+            raise FailedError(f"{unit} did not open with {service.unit}. Its last words: {words}")
+    return {"trial": tried, **started}
+
+
+def _show_face(host: Host, manifest: Manifest) -> None:
+    """What people know as the gateway. Releases from before it was one have a keeper of that name, which is started by
+    its sockets: there a face has no place any more."""
+    unit = host.layout.release(manifest.id) / "units" / FACE
+    if unit.is_file() and "RemainAfterExit" not in unit.read_text(encoding="utf-8"):
+        host.systemd.start(FACE, wait=False)
+    elif host.systemd.show(FACE).sub == "running":
+        host.systemd.stop(FACE, wait=False)
+        host.systemd.stop(KEEPER, wait=False)
 
 
 def _started(host: Host, service: Service) -> dict[str, Any]:
@@ -192,8 +211,8 @@ def _serving_gateway(host: Host, manifest: Manifest) -> str:
 
 
 def _runnable(host: Host) -> set[str]:
-    """Units linked on this host that can be stopped: all but templates and the recovery that may be asking."""
-    names = {path.name for path in our_links(host.layout) if "@." not in path.name}
+    """Units of ours on this host that can be stopped: all but templates and the recovery that may be asking."""
+    names = {path.name for path in Ours(host.layout).there() if "@." not in path.name}
     return {name for name in names if name.endswith((".service", ".socket", ".timer")) and name != RECOVERY}
 
 

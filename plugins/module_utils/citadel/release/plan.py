@@ -41,6 +41,8 @@ class Plan:
     moved: tuple[str, ...]  # environments and model revisions that are others than before
     sockets: tuple[str, ...]  # listening sockets that have to be opened anew
     actions: tuple[Action, ...]
+    healed: tuple[str, ...] = ()  # what was changed by hand in our units, and what becomes of it
+    kept: tuple[str, ...] = ()  # units and drop-ins of somebody else
 
     @property
     def acts(self) -> tuple[Action, ...]:
@@ -48,7 +50,7 @@ class Plan:
 
     @property
     def changes(self) -> bool:
-        return self.release != self.previous or bool(self.acts)
+        return self.release != self.previous or bool(self.acts) or bool(self.healed)
 
     @property
     def together(self) -> tuple[str, ...]:
@@ -76,26 +78,30 @@ class Plan:
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> Plan:
         """A plan that was written down."""
-        lists = {key: tuple(value[key]) for key in ("added", "changed", "removed", "moved", "sockets")}
+        keys = ("added", "changed", "removed", "moved", "sockets", "healed", "kept")
+        lists = {key: tuple(value.get(key, ())) for key in keys}
         actions = tuple(Action(**action) for action in value["actions"])
         return cls(**{**value, **lists, "actions": actions})
 
     def lines(self) -> list[str]:
         """The plan as people read it."""
         if not self.changes:
-            return [f"Release {self.release} is live and everything it names runs: nothing to do."]
+            kept = [f"  kept    {line}" for line in self.kept]
+            return [f"Release {self.release} is live and everything it names runs: nothing to do.", *kept]
         lines = [f"From {self.previous or 'an empty host'} to {self.release}:"]
         for title, paths in (("new", self.added), ("changed", self.changed), ("gone", self.removed)):
             lines += [f"  {title:8}{entry}" for entry in _by_folder(paths)]
         lines += [f"  moved   {entry}" for entry in self.moved]
+        lines += [f"  heal    {line}" for line in self.healed]
+        lines += [f"  kept    {line}" for line in self.kept]
         lines += [f"  reopen  {unit}: connections are refused for a moment" for unit in self.sockets]
         lines += [f"  {action.sentence()}" for action in self.actions]
         lines.append(f"  {len(self.acts)} services touched, about {self.seconds:.0f} s, {self._manner}.")
         return lines
 
 
-def plan(desired: Manifest, live: Live) -> Plan:
-    """Pure: the same desired release and the same host give the same plan."""
+def plan(desired: Manifest, live: Live, listens: Mapping[str, str]) -> Plan:
+    """Pure: the same desired release, with sockets that listen so, and the same host give the same plan."""
     before = live.manifest.files if live.manifest else {}
     return Plan(
         release=desired.id,
@@ -104,8 +110,10 @@ def plan(desired: Manifest, live: Live) -> Plan:
         changed=tuple(sorted(p for p in desired.files.keys() & before.keys() if desired.files[p] != before[p])),
         removed=tuple(sorted(before.keys() - desired.files.keys())),
         moved=tuple(_moved(desired, live.manifest)),
-        sockets=tuple(_sockets(desired.files, before)),
+        sockets=tuple(sorted(u for u in listens.keys() & live.listens.keys() if listens[u] != live.listens[u])),
         actions=tuple(_actions(desired, live)),
+        healed=live.units.healed,
+        kept=live.units.kept,
     )
 
 
@@ -148,14 +156,6 @@ def _moved(desired: Manifest, before: Manifest | None) -> list[str]:
         if old != model["revision"]:
             lines.append(f"model {name}: revision {old} to {model['revision']}")
     return lines
-
-
-def _sockets(files: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
-    return sorted(
-        path.removeprefix("units/")
-        for path in files.keys() & before.keys()
-        if path.endswith(".socket") and files[path] != before[path]
-    )
 
 
 def _by_folder(paths: tuple[str, ...]) -> list[str]:

@@ -84,6 +84,17 @@ def services_of(files: Mapping[str, str]) -> list[Service]:
     return found
 
 
+def listening(files: Mapping[str, str]) -> dict[str, str]:
+    """What of each socket unit only another opening can change. Who is woken by it is read anew by a reload."""
+    found = {}
+    for path, text in files.items():
+        if path.startswith("units/") and path.endswith(".socket"):
+            lines = (line.strip() for line in text.partition("[Socket]")[2].partition("\n[")[0].splitlines())
+            kept = sorted(line for line in lines if "=" in line and not line.startswith(("#", ";", "Service=")))
+            found[path.removeprefix("units/")] = "\n".join(kept)
+    return found
+
+
 def _is_instance(path: str) -> bool:
     return path.startswith("config/models/") and path.endswith(".env")
 

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -66,11 +66,11 @@ def manifest_of(layout: Layout, wish: Wish, live: Live) -> Manifest:
     )
 
 
-def stage(layout: Layout, wish: Wish, manifest: Manifest) -> bool:
+def stage(layout: Layout, wish: Wish, manifest: Manifest, tell: Callable[[str], None] = lambda line: None) -> bool:
     """Write the release unless it is there; True if it was not."""
     release = layout.release(manifest.id)
     with (
-        compiled_gateway(layout, wish.files, manifest) if not release.is_dir() else nullcontext() as compiled,
+        compiled_gateway(layout, wish.files, manifest, tell) if not release.is_dir() else nullcontext() as compiled,
         locked(layout, f"the staging of {manifest.id}", wish.who, wish.at),
     ):
         if release.is_dir():

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from .failure import RefusedError
 from .files import read_json
 from .history import live_release
+from .installed import Findings, look
 from .layout import Layout
 from .manifest import Manifest, read_manifest
-from .services import GATEWAY_PREFIX, Service
+from .services import GATEWAY_PREFIX, Service, listening
 from .systemd import Systemd
 
 
@@ -28,12 +29,28 @@ class Live:
     manifest: Manifest | None = None
     processes: Mapping[str, Process] = field(default_factory=dict)
     load_seconds: Mapping[str, float] = field(default_factory=dict)
+    listens: Mapping[str, str] = field(default_factory=dict)  # socket -> where and how
+    units: Findings = field(default_factory=Findings)
 
 
-def survey(layout: Layout, systemd: Systemd) -> Live:
+def survey(layout: Layout, systemd: Systemd, units: bool = False) -> Live:
+    """What a plan for people says of the units costs a look at every release, so it is asked for."""
     release = live_release(layout)
     manifest = read_manifest(layout.release(release)) if release else None
-    return Live(release, manifest, _processes(layout, systemd, manifest), load_seconds(layout))
+    return Live(
+        release,
+        manifest,
+        _processes(layout, systemd, manifest),
+        load_seconds(layout),
+        listens(layout, manifest) if manifest else {},
+        look(layout, manifest) if units else Findings(),
+    )
+
+
+def listens(layout: Layout, manifest: Manifest) -> dict[str, str]:
+    release = layout.release(manifest.id)
+    paths = [path for path in manifest.files if path.endswith(".socket")]
+    return listening({path: (release / path).read_text(encoding="utf-8") for path in paths})
 
 
 def _processes(layout: Layout, systemd: Systemd, manifest: Manifest | None) -> dict[str, Process]:

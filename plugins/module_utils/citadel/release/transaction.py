@@ -7,12 +7,13 @@ or undoes it: after a kill, at the next boot, and before the next transaction.
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .failure import RefusedError
 from .files import link
-from .history import BAD, GOOD, INTERRUPTED, WITHDRAWN, live_release
+from .history import BAD, GOOD, INTERRUPTED, WITHDRAWN, History, live_release
 from .host import Host
 from .journal import Story, free_reserve, read_story
 from .lock import locked
@@ -22,6 +23,7 @@ from .move import clear, line_up, move, settle
 from .plan import plan
 from .report import write_report
 from .retention import Keep, collect
+from .survey import listens
 
 COMMITTED, RETURNED, UNCHANGED = "committed", "returned", "unchanged"
 UNDONE, FINISHED, STUCK = "undone", "finished", "stuck"
@@ -63,7 +65,7 @@ class Terms:
 
 def activate(host: Host, release: str, terms: Terms) -> Outcome:
     with locked(host.layout, f"the activation of {release}", terms.who, host.now()):
-        return Transaction(host).run(release, terms, watched=True)
+        return Transaction(host).run(release, terms)
 
 
 def rollback(host: Host, to: str | None, terms: Terms) -> Outcome:
@@ -71,7 +73,7 @@ def rollback(host: Host, to: str | None, terms: Terms) -> Outcome:
     with locked(host.layout, f"a rollback to {to or 'the release before'}", terms.who, host.now()):
         transaction = Transaction(host)
         left = _live(host, terms.force)
-        target = to or host.histories.before(left)
+        target = _named(host, to) if to else host.histories.before(left)
         history = host.histories.of(target)
         if _known(host, target) and history.state not in {GOOD, WITHDRAWN} and not terms.force:
             raise RefusedError(
@@ -101,15 +103,14 @@ class Transaction:
         self.recovered = self._recover()
         self._begun = host.clock()
 
-    def run(self, release: str, terms: Terms, watched: bool = False) -> Outcome:
+    def run(self, release: str, terms: Terms) -> Outcome:
         host = self._host
         manifest = self._admit(release, terms.force)
-        live = host.survey()
+        live = host.survey(units=True)
         objections = host.check(host.layout, host.systemd, manifest, live)
-        objections += host.watch.objections(manifest) if watched else []
         if objections:
             raise RefusedError(f"Release {release} cannot be activated:\n  " + "\n  ".join(objections))
-        todo = plan(manifest, live)
+        todo = plan(manifest, live, listens(host.layout, manifest))
         if not todo.changes and host.histories.of(release).state == GOOD:
             said = f"Release {release} is live, and everything it names runs."
             return Outcome(UNCHANGED, release, release, said, recovered=self._found)
@@ -124,7 +125,7 @@ class Transaction:
             plan=todo.as_dict(),
         )
         try:
-            host.journal.write("proven", proof=move(host, manifest, watched))
+            host.journal.write("proven", proof=move(host, manifest))
         except Exception as failure:
             return self._return(str(failure) or type(failure).__name__, BAD)
         outcome = self._commit(COMMITTED)
@@ -277,6 +278,26 @@ class Transaction:
 
 def _name(story: Story) -> str:
     return f"{story.number:05d}-{story.target}"
+
+
+def _named(host: Host, wanted: str) -> str:
+    """A release by its id, or by eight or more digits of its content's digest, which equal hosts share. Of several
+    attempts with the same content it is the good one that was live last."""
+    if _known(host, wanted) or not re.fullmatch(r"[0-9a-f]{8,64}", wanted):
+        return wanted
+    found: dict[str, list[History]] = {}
+    for history in host.histories.all():
+        with contextlib.suppress(RefusedError):
+            digest = read_manifest(host.layout.release(history.id)).digest
+            if digest.startswith(wanted):
+                found.setdefault(digest, []).append(history)
+    if not found:
+        raise RefusedError(f"No release on this host has a content whose digest begins with {wanted}: `make releases`.")
+    if len(found) > 1:
+        several = ", ".join(sorted(history.id for alike in found.values() for history in alike))
+        raise RefusedError(f"{wanted} is the beginning of several digests ({several}): give more digits, or the id.")
+    [alike] = found.values()
+    return max(alike, key=lambda history: (history.state in {GOOD, WITHDRAWN}, history.last, history.id)).id
 
 
 def _known(host: Host, release: str) -> bool:

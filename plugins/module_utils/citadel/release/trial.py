@@ -11,7 +11,8 @@ import socket
 
 UNIT = "citadel-gateway-trial.service"
 _NOT_SHARED = re.compile(
-    r"^(Sockets|RuntimeDirectory\w*|Restart\w*|WatchdogSec|Requires|BindsTo|PartOf|WantedBy|Also)\s*="
+    r"^(Sockets|RuntimeDirectory\w*|Restart\w*|WatchdogSec|Requires|Wants|BindsTo|PartOf|ReloadPropagatedFrom|"
+    r"WantedBy|Also|SyslogIdentifier)\s*="
 )
 
 

@@ -9,49 +9,61 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PACKAGE = Path(__file__).parents[4] / "plugins/module_utils/citadel"
-RECOVER = Path(__file__).parents[4] / "roles/release/templates/units/citadel-recover.service.j2"
+ROLES = Path(__file__).parents[4] / "roles"
+RECOVER = ROLES / "release/templates/units/citadel-recover.service.j2"
+MODELS = ROLES / "models/templates/units"
+FACE = ROLES / "gateway/templates/units/citadel-gateway.service.j2"
 ENVIRONMENT = "/opt/citadel/envs/gateway-000000000000"
 
 MODEL = """\
 [Unit]
 Description=Stand-in model %i
+PartOf=citadel-models.target
 After=citadel-recover.service
 [Service]
 Type=exec
 User=nobody
 EnvironmentFile=/opt/citadel/current/config/models/%i.env
 ExecStart=/usr/bin/python3 -B /srv/box/model.py /opt/citadel/current/config/models/%i.yml
+ExecReload=/bin/true
 Restart=always
 RestartSec=1
 [Install]
-WantedBy=citadel-llm.target
+WantedBy=citadel-models.target
 """
-TARGET = "[Unit]\nDescription=Stand-in models\n[Install]\nWantedBy=multi-user.target\n"
 GATEWAY = """\
 [Unit]
 Description=Stand-in gateway of release %i
+PartOf=citadel-gateway.service
+ReloadPropagatedFrom=citadel-gateway.service
+Wants=citadel-gateway.service
 After=citadel-recover.service
 [Service]
 Type=notify
 User=nobody
+SyslogIdentifier=citadel-gateway
 Environment=CITADEL_DIGEST={digest} PYTHONPATH=/opt/citadel/releases/%i/gateway
 ExecStart={environment}/bin/python -B -m citadel_gateway serve --config /opt/citadel/releases/%i/config/gateway.yml
+ExecReload=/bin/kill -HUP $MAINPID
 Sockets=citadel-gateway-api.socket citadel-gateway-control.socket
 Restart=always
 RestartSec=1
 TimeoutStopSec=60
 [Install]
-WantedBy=multi-user.target
+WantedBy=citadel-gateway.service
 """
 SOCKET = """\
+[Unit]
+StopWhenUnneeded=yes
 [Socket]
 ListenStream={stream}
 FileDescriptorName={name}
-Service=citadel-gateway.service
+Service=citadel-sockets.service
 [Install]
-WantedBy=sockets.target
+WantedBy=citadel-gateway.service
 """
-KEEPER = "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n"
+SOCKETS = "PartOf=citadel-gateway-api.socket citadel-gateway-control.socket"
+KEEPER = f"[Unit]\n{SOCKETS}\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n"
 STREAMS = {"api": "8000", "control": "/run/citadel-gateway/control.sock"}
 
 
@@ -62,7 +74,7 @@ def content(models: dict[str, dict[str, Any]], gateway: dict[str, Any] | None = 
     program = (HERE / "gateway.py").read_text()
     files = {
         "units/citadel-llm@.service": MODEL,
-        "units/citadel-llm.target": TARGET,
+        "units/citadel-llm.target": (MODELS / "citadel-llm.target.j2").read_text(),
         "units/citadel-gateway@.service": GATEWAY.format(
             digest=_digest(configuration, program), environment=ENVIRONMENT
         ),
@@ -70,7 +82,9 @@ def content(models: dict[str, dict[str, Any]], gateway: dict[str, Any] | None = 
             f"units/citadel-gateway-{name}.socket": SOCKET.format(name=name, stream=stream)
             for name, stream in STREAMS.items()
         },
-        "units/citadel-gateway.service": KEEPER,
+        "units/citadel-gateway.service": face(),
+        "units/citadel-sockets.service": KEEPER,
+        "units/citadel-models.target": (MODELS / "citadel-models.target.j2").read_text(),
         "units/citadel-recover.service": RECOVER.read_text(),
         "config/gateway.yml": configuration,
         "gateway/citadel_gateway/__main__.py": program,
@@ -87,5 +101,44 @@ def content(models: dict[str, dict[str, Any]], gateway: dict[str, Any] | None = 
     return files
 
 
+def face() -> str:
+    """The product's own, so that what people type is tried with what they have."""
+    values = {
+        "gateway_releases": "/opt/citadel/releases",
+        "gateway_releases | dirname": "/opt/citadel",
+        "gateway_ports.health": "8000",
+        "gateway__drain + 30": "90",
+    }
+    text = FACE.read_text().replace("# {{ ansible_managed }}\n", "")
+    for name, value in values.items():
+        text = text.replace("{{ " + name + " }}", value)
+    return text
+
+
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def early(files: dict[str, str]) -> dict[str, str]:
+    """The same as a release from before the gateway had a face: its name was a keeper of the sockets, which opened at
+    boot by themselves, and one target was for the models alone."""
+    old = {path: text for path, text in files.items() if path.split("/")[-1] not in LATER}
+    for path in [path for path in old if path.startswith("units/") and not path.endswith("recover.service")]:
+        kept = [line for line in old[path].splitlines() if not line.startswith(("PartOf", "ReloadP", "Wants", "Stop"))]
+        wanted = "sockets.target" if path.endswith(".socket") else "multi-user.target"
+        replaced = {
+            "WantedBy=citadel-gateway.service": f"WantedBy={wanted}",
+            "citadel-models.target": "citadel-llm.target",
+            "citadel-sockets": "citadel-gateway",
+        }
+        text = "\n".join(kept) + "\n"
+        for name, before in replaced.items():
+            text = text.replace(name, before)
+        old[path] = text
+    old["units/citadel-gateway.service"] = "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n"
+    gateway = old["units/citadel-gateway@.service"]
+    old["units/citadel-gateway@.service"] = gateway.replace("CITADEL_DIGEST=", "CITADEL_DIGEST=0")
+    return old
+
+
+LATER = {"citadel-sockets.service", "citadel-models.target"}

@@ -44,6 +44,9 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        if self.path == "/health":
+            self.answer(b'{"status": "healthy"}')
+            return
         self.answer(json.dumps({"data": [{"id": name} for name in models]}).encode())
 
     def do_POST(self) -> None:
@@ -109,7 +112,9 @@ def stop(*_: object) -> None:
 
 servers = listening()
 signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGHUP, lambda *_: print("reads its configuration anew", flush=True))
 time.sleep(float(configuration.get("load", 0)))
+print(f"serves {', '.join(models)}", flush=True)
 notify(b"READY=1")
 threads = [threading.Thread(target=server.serve_forever, args=(0.05,)) for server in servers]
 for thread in threads:
