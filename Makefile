@@ -1,6 +1,6 @@
 # The face of the product. Each verb's work is in tools/, so that it can be read, typed and tested.
 PYTHON ?= python3
-export ENV YES TO FORCE DIRTY KEY HOST ONLY UPGRADE LAB_PREFIX LAB_NETWORK FLEET CITADEL_CACHE PYTHONDONTWRITEBYTECODE = 1
+export ENV YES TO FORCE DIRTY KEY HOST ONLY UPGRADE LAB_PREFIX LAB_NETWORK FLEET MUTANTS STATIONS SEED SECONDS ADDRESS CITADEL_CACHE PYTHONDONTWRITEBYTECODE = 1
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -20,11 +20,13 @@ capacity: ## whether the models of ENV=citadel fit a host: HOST=cores=24,ram=128
 gateway: ## the gateway alone on this machine, before simulated models
 check: ## lint, types, unit and render tests: no root, no lab
 test: ## every test there is, on a lab of its own
+mutate: ## small wrongs in the gateway's stations, which the tests have to notice: MUTANTS=60 STATIONS=admission,route
+fuzz: ## strange requests beside an innocent client, on simulated models or ADDRESS= of a deployed gateway: SECONDS=300
 bench-deploy: ## time a cold demo, a warm one, and a deploy that changes nothing
 bench-gateway: ## the gateway beside others, in one run
 bench-serving: ## the tuned vLLM beside an untuned one and llama.cpp
 lock: ## pin what requirements/*.in ask for anew, where that has changed: ONLY=gateway UPGRADE=fastapi
 
-demo plan deploy rollback releases smoke status destroy check test capacity gateway bench-deploy bench-gateway bench-serving lock:
+demo plan deploy rollback releases smoke status destroy check test capacity gateway mutate fuzz bench-deploy bench-gateway bench-serving lock:
 	@$(PYTHON) -m tools $@
-.PHONY: demo plan deploy rollback releases smoke status destroy check test capacity gateway bench-deploy bench-gateway bench-serving lock
+.PHONY: demo plan deploy rollback releases smoke status destroy check test capacity gateway mutate fuzz bench-deploy bench-gateway bench-serving lock

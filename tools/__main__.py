@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from tools import benchmark, deployment, locks, programs, testing
+from tools import benchmark, deployment, locks, mutation, programs, testing
 from tools.phases import Failure, say
 
 VERBS: dict[str, Callable[[], None]] = {
@@ -24,6 +24,8 @@ VERBS: dict[str, Callable[[], None]] = {
     "lock": locks.lock,
     "capacity": deployment.capacity,
     "gateway": deployment.gateway,
+    "mutate": mutation.mutate,
+    "fuzz": testing.fuzz,
     "bench-deploy": benchmark.deploy,
     "bench-gateway": benchmark.gateway,
     "bench-serving": benchmark.serving,

@@ -83,6 +83,19 @@ def test() -> None:
     journal.finish()
 
 
+def fuzz() -> None:
+    """Strange requests for as long as SECONDS says, at simulated models or at the gateway at ADDRESS, with KEY."""
+    toolchain.python_tools(Journal("fuzz"))
+    said = {
+        "--seconds": os.environ.get("SECONDS"),
+        "--address": os.environ.get("ADDRESS"),
+        "--key": os.environ.get("KEY"),
+    }
+    options = [word for name, value in said.items() if value for word in (name, value)]
+    if toolchain.run_python("-m", "tests.fuzz", *options).wait():
+        raise Failure("An innocent client was hurt, or an answer did not help; the requests stand above.")
+
+
 def as_deployed(journal: Journal) -> None:
     """The gateway's tests once more, on the compiled path that a release has."""
     compiled = toolchain.compiled(journal, toolchain.program("python"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from citadel_gateway import __version__
@@ -19,7 +21,7 @@ def describe(model: Model) -> dict[str, Any]:
         "id": model.name,
         "object": "model",
         "created": model.created,
-        "owned_by": "citadel",
+        "owned_by": "citadel-ai",
         "root": settings.served_name or model.name,
         "max_model_len": settings.context,
         "description": settings.description,
@@ -34,11 +36,22 @@ def describe(model: Model) -> dict[str, Any]:
 
 
 def health_report(gateway: Gateway, *, detailed: bool) -> dict[str, Any]:
-    report: dict[str, Any] = {"status": gateway.fleet.status(), "version": __version__, "models": {}}
+    states = {model.name: model.status() for model in gateway.fleet.models.values()}
+    status = gateway.fleet.status()
+    report: dict[str, Any] = {
+        "status": status,
+        "version": __version__,
+        "timestamp": round(time.time(), 3),
+        "uptime": round(time.time() - gateway.started, 1),
+        "healthy_models": [name for name, state in states.items() if state == "ready"],
+        "unhealthy_models": [name for name, state in states.items() if state != "ready"],
+        "services": {"vllm": status},
+        "models": {},
+    }
     if gateway.stopping:
         report["stopping"] = True
     for model in gateway.fleet.models.values():
-        state = model.status()
+        state = states[model.name]
         report["models"][model.name] = {"status": state, "ready": state == "ready"}
         if detailed:
             lane = gateway.admission.lanes[model]
@@ -53,8 +66,14 @@ def health_report(gateway: Gateway, *, detailed: bool) -> dict[str, Any]:
             "keys": {"status": "healthy", "count": len(gateway.keys.all())},
         }
         report["connections"] = len(gateway.connections)
-        report["uptime_seconds"] = round(time.time() - gateway.started, 1)
+        report["process"] = _process()
     return report
+
+
+def _process() -> dict[str, Any]:
+    """What this one process takes of its unit's limits."""
+    resident = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return {"workers": 1, "memory_bytes": resident, "cpu_seconds": round(time.process_time(), 2)}
 
 
 def replica_report(replica: Any) -> dict[str, Any]:

@@ -113,5 +113,5 @@ def test_files_of_somebody_else_are_not_replaced(world: World) -> None:
     with pytest.raises(RefusedError) as refused:
         activate(world.host(), manifest.id, Terms("tester"))
     assert "citadel-llm.target is not of a release: move it away" in str(refused.value)
-    assert "opt/citadel/config is no link of ours" in str(refused.value)
+    assert "opt/citadel/llm-server is no link of ours" in str(refused.value)
     assert Path(world.layout.units / "citadel-llm.target").read_text() == "made by hand"
