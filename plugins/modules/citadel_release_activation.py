@@ -44,6 +44,10 @@ options:
     description: Other releases that stay for study.
     type: int
     default: 2
+  keep_revisions:
+    description: Revisions of each model that stay, after an activation.
+    type: int
+    default: 2
   transaction:
     description: What a start returned, to follow that one.
     type: path
@@ -97,6 +101,7 @@ def main() -> None:
             "who": {"type": "str", "default": ""},
             "keep": {"type": "int", "default": 5},
             "keep_bad": {"type": "int", "default": 2},
+            "keep_revisions": {"type": "int", "default": 2},
             "transaction": {"type": "path"},
             "step": {"type": "str"},
             "wait": {"type": "bool", "default": True},
@@ -130,7 +135,8 @@ def _act(wanted: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     if wanted["act"] == "follow":
         transaction = Path(wanted["transaction"])
     else:
-        request = Request(**{key: wanted[key] for key in ("act", "release", "force", "who", "keep", "keep_bad")})
+        keys = ("act", "release", "force", "who", "keep", "keep_bad", "keep_revisions")
+        request = Request(**{key: wanted[key] for key in keys})
         transaction = begin(layout, request)
     if not wanted["wait"]:
         return {"changed": True, "transaction": str(transaction)}

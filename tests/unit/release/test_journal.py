@@ -88,7 +88,8 @@ def test_a_transaction_is_a_unit_that_recovers_by_itself() -> None:
     assert "--setenv=PYTHONPATH=/opt/citadel/releases/0002-00000000/host" in line
     assert "--property=ExecStopPost=/usr/bin/python3 -B -m citadel release recover --result /run/x.json" in line
     assert line.endswith(
-        "release activate 0002-00000000 --who hana@desk --force --keep 5 --keep-bad 2 --result /run/x.json"
+        "release activate 0002-00000000 --keep-revisions 2 --who hana@desk --force --keep 5 --keep-bad 2 "
+        "--result /run/x.json"
     )
 
 

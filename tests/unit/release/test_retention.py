@@ -66,6 +66,23 @@ def test_environments_and_revisions_go_with_the_last_release_that_names_them(wor
     assert rollback(world.host(), None, Terms("tester")).good
 
 
+def test_as_many_revisions_stay_as_the_disk_was_planned_for(world: World) -> None:
+    """What is too much is the release, so that none stays which names a revision that is gone."""
+    ids = [deploy(world, number, Terms("tester", keep=Keep(5, 2, revisions=2))) for number in range(4)]
+    assert sorted(path.name for path in (world.layout.models / "alpha").iterdir()) == ["r2", "r3"]
+    assert sorted(path.name for path in world.layout.releases.iterdir()) == ids[2:]
+
+
+def test_a_revision_that_a_bad_release_brought_makes_no_good_one_go() -> None:
+    histories = [
+        History("0001-00000000", GOOD, last=1),
+        History("0002-00000000", BAD),
+        History("0003-00000000", GOOD, last=2),
+    ]
+    models = {"0001-00000000": {"alpha": "r1"}, "0002-00000000": {"alpha": "r2"}, "0003-00000000": {"alpha": "r3"}}
+    assert surplus(histories, {"0003-00000000"}, Keep(), models) == ["0002-00000000"]
+
+
 def test_a_release_whose_gateway_still_runs_stays(world: World) -> None:
     first = world.stage(release_files(alpha="a0"))
     activate(world.host(), first.id, Terms("tester"))

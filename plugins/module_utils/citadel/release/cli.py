@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         act.add_argument("--who", default="an operator on the host")
         act.add_argument("--keep", type=int, default=Keep.good, help="good releases that stay")
         act.add_argument("--keep-bad", type=int, default=Keep.other, help="other releases that stay for study")
+    one.add_argument("--keep-revisions", type=int, default=Keep.revisions, help="revisions of each model that stay")
     three = acts.add_parser("recover", help="finish or undo a transaction that was interrupted")
     three.add_argument("--boot", action="store_true", help="before the services start: wait for none of them")
     for act in (one, two, three):
@@ -78,7 +79,12 @@ def _act(host: Host, arguments: argparse.Namespace) -> int:
 
 
 def _terms(arguments: argparse.Namespace) -> Terms:
-    return Terms(arguments.who, arguments.force, Keep(max(arguments.keep, 1), max(arguments.keep_bad, 0)))
+    return Terms(arguments.who, arguments.force, _keep(arguments))
+
+
+def _keep(arguments: argparse.Namespace) -> Keep:
+    revisions = getattr(arguments, "keep_revisions", Keep.revisions)
+    return Keep(max(arguments.keep, 1), max(arguments.keep_bad, 0), max(revisions, 1))
 
 
 def _ended(arguments: argparse.Namespace, outcome: Outcome) -> int:

@@ -51,7 +51,11 @@ class HttpProber:
         tried = Service(UNIT, "gateway", "", port=port, timeout=TRIAL)
         try:
             self._systemd.reload()
-            self._systemd.start(UNIT, wait=True)
+            try:
+                self._systemd.start(UNIT, wait=True)
+            except FailedError as error:
+                words = " | ".join(line.strip() for line in self._systemd.log(UNIT, 8) if line.strip())[-800:]
+                raise FailedError(f"{UNIT} did not start: {error}. Its last words: {words}") from error
             return await_proof(self._systemd, tried, lambda: self._introduced(manifest, tried))
         finally:
             self._systemd.stop(UNIT, wait=True)

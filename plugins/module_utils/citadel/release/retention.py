@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from .failure import RefusedError
 from .files import flush_folder
@@ -23,10 +24,17 @@ from .systemd import Systemd
 class Keep:
     good: int = 5  # the live one included
     other: int = 2  # bad, withdrawn, interrupted, never activated: for study
+    revisions: int = 2  # of each model, as the capacity plan counts them when it looks at the disk
 
 
-def surplus(histories: Iterable[History], protected: set[str], keep: Keep) -> list[str]:
-    """The releases to remove. Pure; the order is that of activations and numbers, never of file times."""
+def surplus(
+    histories: Iterable[History],
+    protected: set[str],
+    keep: Keep,
+    models: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> list[str]:
+    """The releases to remove, of which `models` has the revision of each model. Pure; the order is that of activations
+    and numbers, never of file times."""
     good: list[History] = []
     other: list[History] = []
     for history in histories:
@@ -34,13 +42,28 @@ def surplus(histories: Iterable[History], protected: set[str], keep: Keep) -> li
     good.sort(key=lambda history: history.last)
     other.sort(key=lambda history: int(history.id.split("-")[0]))
     old = good[: max(len(good) - keep.good, 0)] + other[: max(len(other) - keep.other, 0)]
-    return [history.id for history in old if history.id not in protected]
+    gone = [history.id for history in old if history.id not in protected]
+    stay = [history.id for history in [*reversed(good), *reversed(other)] if history.id not in gone]
+    kept: dict[str, set[str]] = {}
+    for name in sorted(stay, key=lambda name: name not in protected):
+        wanted = models.get(name, {}).items()
+        if name not in protected and any(len(kept.get(m, set()) | {rev}) > keep.revisions for m, rev in wanted):
+            gone.append(name)  # the disk was planned for fewer revisions than this one would keep
+            continue
+        for model, revision in wanted:
+            kept.setdefault(model, set()).add(revision)
+    return gone
 
 
 def collect(layout: Layout, systemd: Systemd, keep: Keep) -> list[str]:
     """Remove what is surplus, and say what that was."""
     histories = Histories(layout)
-    gone = surplus(histories.all(), in_use(layout, systemd), keep)
+    models: dict[str, dict[str, str]] = {}
+    for history in histories.all():
+        with contextlib.suppress(RefusedError):
+            named = read_manifest(layout.release(history.id)).models
+            models[history.id] = {model: entry["revision"] for model, entry in named.items()}
+    gone = surplus(histories.all(), in_use(layout, systemd), keep, models)
     for name in gone:
         _remove(layout.release(name))
         histories.forget(name)

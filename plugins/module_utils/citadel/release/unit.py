@@ -37,11 +37,13 @@ class Request:
     who: str = ""
     keep: int = 5
     keep_bad: int = 2
+    keep_revisions: int = 2
 
     def arguments(self, result: Path) -> list[str]:
         base = [PYTHON, "-B", "-m", "citadel", "release", self.act]
         if self.act == "activate":
-            base.append(self.release)
+            # a way back is run by what the host has, which may be from before this option
+            base += [self.release, "--keep-revisions", str(self.keep_revisions)]
         elif self.act == "rollback" and self.release:
             base += ["--to", self.release]
         if self.act != "recover":

@@ -74,7 +74,7 @@ def content(models: dict[str, dict[str, Any]], gateway: dict[str, Any] | None = 
     program = (HERE / "gateway.py").read_text()
     files = {
         "units/citadel-llm@.service": MODEL,
-        "units/citadel-llm.target": (MODELS / "citadel-llm.target.j2").read_text(),
+        "units/citadel-llm.target": unmanaged(MODELS / "citadel-llm.target.j2"),
         "units/citadel-gateway@.service": GATEWAY.format(
             digest=_digest(configuration, program), environment=ENVIRONMENT
         ),
@@ -84,7 +84,7 @@ def content(models: dict[str, dict[str, Any]], gateway: dict[str, Any] | None = 
         },
         "units/citadel-gateway.service": face(),
         "units/citadel-sockets.service": KEEPER,
-        "units/citadel-models.target": (MODELS / "citadel-models.target.j2").read_text(),
+        "units/citadel-models.target": unmanaged(MODELS / "citadel-models.target.j2"),
         "units/citadel-recover.service": RECOVER.read_text(),
         "config/gateway.yml": configuration,
         "gateway/citadel_gateway/__main__.py": program,
@@ -101,6 +101,10 @@ def content(models: dict[str, dict[str, Any]], gateway: dict[str, Any] | None = 
     return files
 
 
+def unmanaged(template: Path) -> str:
+    return template.read_text().replace("# {{ ansible_managed }}\n", "")
+
+
 def face() -> str:
     """The product's own, so that what people type is tried with what they have."""
     values = {
@@ -109,7 +113,7 @@ def face() -> str:
         "gateway_ports.health": "8000",
         "gateway__drain + 30": "90",
     }
-    text = FACE.read_text().replace("# {{ ansible_managed }}\n", "")
+    text = unmanaged(FACE)
     for name, value in values.items():
         text = text.replace("{{ " + name + " }}", value)
     return text
