@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -27,7 +28,8 @@ def pip_settings(python: Path = Path(sys.executable)) -> dict[str, list[str]]:
         key, _, value = line.partition("=")
         name = key.rsplit(".", 1)[-1]
         if name in {"index-url", "extra-index-url", "find-links", "trusted-host"}:
-            for word in value.strip("'").split():
+            # shown as Python would: a value over several lines has them as \\n
+            for word in str(ast.literal_eval(value)).split():
                 if word not in found.setdefault(name, []):
                     found[name].append(word)
     return found

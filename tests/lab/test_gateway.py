@@ -117,10 +117,20 @@ def test_a_killed_gateway_is_back_and_no_connection_is_refused(
     assert llm.check_output("systemctl show %s --property=MainPID --value", unit) not in {before, "0"}
 
 
-def test_access_is_logged_as_json_and_without_prompts(llm: Host, gateway: str, ask: Callable[..., Any]) -> None:
-    ask(f"{gateway}/v1/chat/completions", {**QUESTION, "messages": [{"role": "user", "content": "xyzzy-secret"}]})
-    logged = llm.check_output("tail -n 200 /var/log/citadel-llm/access.log").splitlines()
-    last = json.loads(logged[-1])
-    assert last["path"] == "/v1/chat/completions"
-    assert last["status"] == 200
-    assert not any("xyzzy-secret" in line for line in logged)
+def test_access_is_logged_as_json_and_without_prompts(
+    llm: Host, gateway: str, ask: Callable[..., Any], eventually: Callable[..., None]
+) -> None:
+    answer = ask(
+        f"{gateway}/v1/chat/completions", {**QUESTION, "messages": [{"role": "user", "content": "xyzzy-secret"}]}
+    )
+
+    def logged() -> list[str]:
+        return list(llm.check_output("tail -n 200 /var/log/citadel-llm/access.log").splitlines())
+
+    def of_the_chat(lines: list[str]) -> list[dict[str, Any]]:
+        return [entry for entry in map(json.loads, lines) if entry["path"] == "/v1/chat/completions"]
+
+    # lines are written together, a moment later
+    eventually(lambda: of_the_chat(logged())[-1:], lambda last: last and last[0]["model"] == answer["model"], 5)
+    assert of_the_chat(logged())[-1]["status"] == 200
+    assert not any("xyzzy-secret" in line for line in logged())

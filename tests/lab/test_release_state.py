@@ -37,12 +37,17 @@ def test_what_runs_is_what_the_release_says(llm: Host, live: str) -> None:
         assert f"CITADEL_DIGEST={service['digest']}" in llm.file(f"/proc/{pid}/environ").content_string
 
 
-def test_units_lead_into_the_release(llm: Host) -> None:
-    ours = "find /etc/systemd/system -maxdepth 1 -name 'citadel-*'"
-    links = llm.check_output(f"{ours} -type l -printf '%l\\n'").splitlines()
-    assert links and all(link.startswith(f"{HOME}/") for link in links)
-    assert llm.check_output(f"{ours} -type f") == ""
-    assert llm.check_output("find /etc/systemd/system -name 'citadel-*' -xtype l") == ""
+def test_units_are_the_releases_own_as_files(llm: Host) -> None:
+    """Files, so that a boot finds them whatever is mounted when; the only link is the gateway's other name."""
+    folder = "/etc/systemd/system"
+    listed = llm.check_output(f"find {folder} -maxdepth 1 -name 'citadel-*' -type f -printf '%f\\n'").splitlines()
+    ours = [name for name in listed if not name.startswith("citadel-gateway@")]
+    assert {"citadel-llm@.service", "citadel-gateway.service", "citadel-llm.target"} <= set(ours)
+    for name in ours:
+        assert llm.run(f"cmp {folder}/{name} {HOME}/current/units/{name}").rc == 0, name
+    links = llm.check_output(f"find {folder} -maxdepth 1 -name 'citadel-*' -type l -printf '%f\\n'").splitlines()
+    assert [name for name in links if not name.startswith("citadel-gateway@")] == ["citadel-llm-gateway.service"]
+    assert llm.check_output(f"find {folder} -name 'citadel-*' -xtype l") == ""
 
 
 def test_the_documents_paths_lead_to_the_live_release(llm: Host, live: str) -> None:
