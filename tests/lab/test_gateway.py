@@ -90,6 +90,9 @@ def test_the_models_are_reached_through_the_gateway_only(llm: Host) -> None:
     for port in range(11400, 11404):
         assert llm.socket(f"tcp://127.0.0.1:{port}").is_listening
         assert not llm.socket(f"tcp://0.0.0.0:{port}").is_listening
+    listening = llm.check_output("ss -Hltnp | grep -E 'VLLM|python' || true").splitlines()
+    outside = [line for line in listening if not re.search(r"127\.0\.0\.1:|\[::1\]:|:(8000|8002|8080) ", line)]
+    assert not outside, "a model listens where others reach it"
 
 
 def test_it_runs_as_the_products_user_and_within_its_limits(llm: Host, unit: str) -> None:

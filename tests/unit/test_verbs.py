@@ -91,7 +91,7 @@ def test_a_unit_that_died_is_told(tmp_path: Path) -> None:
     world = World(tmp_path)
     manifest = world.stage(release_files(alpha="a1", beta="b1"))
     world.systemd.running = {"citadel-llm@alpha.service": {}, "citadel-gateway@0000-00000000.service": {}}
-    found = {check.name: check.good for check in status.of_units(world.systemd, manifest)}
+    found = {check.name: check.good for check in status.of_units(world.systemd, manifest, lambda _: True)}
     assert found == {
         "citadel-llm@alpha.service": True,
         "citadel-llm@beta.service": False,
@@ -147,3 +147,12 @@ def test_a_model_that_nobody_knows_and_one_that_runs(
     monkeypatch.setattr(ready, "look_at", lambda unit: ready.Unit("inactive", "dead", 0, 0, ""))
     assert prestart.run(parser.parse_args(["alpha"])) == 1
     assert "alpha.env does not set CITADEL_ENVIRONMENT" in capsys.readouterr().err
+
+
+def test_a_model_that_loads_is_not_well_yet(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    manifest = world.stage(release_files(alpha="a1"))
+    world.systemd.running = {"citadel-llm@alpha.service": {}}
+    found = {check.name: check for check in status.of_units(world.systemd, manifest, lambda _: False)}
+    assert found["citadel-llm@alpha.service"].said.endswith("nothing listens on port 11400 yet")
+    assert not found["citadel-llm@alpha.service"].good

@@ -88,7 +88,9 @@ def environment(place: Placed, places: Places) -> dict[str, str]:
         "TRANSFORMERS_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
-        "VLLM_HOST_IP": "127.0.0.1",  # its processes speak to each other over loopback only
+        # its processes speak to each other over loopback only; gloo would listen where the host's name leads
+        "VLLM_HOST_IP": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
         "VLLM_LOGGING_LEVEL": places.settings.log_level,
         # All its cores compute (docs/decisions/025), and lend themselves soon to what else runs on them.
         "OMP_NUM_THREADS": str(len(place.cpus)),

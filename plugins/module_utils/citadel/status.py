@@ -9,7 +9,7 @@ import shutil
 import socket
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,14 +55,27 @@ def checks(layout: Layout, systemd: Systemd) -> Iterator[Check]:
     yield from of_host(layout)
 
 
-def of_units(systemd: Systemd, manifest: Manifest) -> Iterator[Check]:
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), PATIENCE).close()
+    except OSError:
+        return False
+    return True
+
+
+def of_units(systemd: Systemd, manifest: Manifest, listens: Callable[[int], bool] = listens) -> Iterator[Check]:
+    """What systemd says; a model that it calls active may still load, and what the gateway knows of it may be old."""
     for service in manifest.wanted():
         units = [service.unit]
         if service.kind == "gateway":  # an equal one that an earlier release started will do
             units += [unit for unit in systemd.matching(f"{GATEWAY_PREFIX}*.service") if unit != service.unit]
         states = {unit: systemd.show(unit) for unit in units}
         unit = next((unit for unit, state in states.items() if state.active == "active"), service.unit)
-        yield Check(unit, states[unit].active == "active", f"{states[unit].active} ({states[unit].sub})")
+        active, said = states[unit].active == "active", f"{states[unit].active} ({states[unit].sub})"
+        if active and service.kind == "model" and not listens(service.port):
+            yield Check(unit, False, f"{said}, and loads: nothing listens on port {service.port} yet")
+        else:
+            yield Check(unit, active, said)
 
 
 def of_gateway(port: int) -> Iterator[Check]:
