@@ -151,7 +151,7 @@ class Simulator:
         try:
             while await self._one(reader, writer):
                 pass
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        except (OSError, RuntimeError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             self._tasks.discard(task)
@@ -188,7 +188,7 @@ class Simulator:
                 work.cancel()
                 return False
             return await work
-        except (OSError, asyncio.CancelledError):
+        except (OSError, RuntimeError, asyncio.CancelledError):  # uvloop's, of a transport that is closed
             seen.end("aborted")
             work.cancel()
             raise
