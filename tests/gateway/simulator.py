@@ -188,11 +188,9 @@ class Simulator:
                 work.cancel()
                 return False
             return await work
-        except (OSError, RuntimeError, asyncio.CancelledError):  # uvloop's, of a transport that is closed
-            seen.end("aborted")
-            work.cancel()
-            raise
         finally:
+            seen.end("aborted")  # unless it has ended otherwise; uvloop tells of a lost client by a RuntimeError, too
+            work.cancel()
             watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watch
