@@ -392,7 +392,8 @@ class Marking:
     async def before(self, exchange: Exchange) -> Answer | bytes | None:
         await asyncio.sleep(self.delay)
         if isinstance(self.result, Exception):
-            raise self.result
+            # a fresh one: an exception keeps what it has come through
+            raise type(self.result)(*self.result.args)
         return self.result
 
     def wants(self, exchange: Exchange) -> bool:

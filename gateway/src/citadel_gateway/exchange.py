@@ -79,7 +79,7 @@ class Exchange:
     status = 0
     outcome = 0  # what it came to in the end, where that is not the status: 499, 503, 504
     error_code: str | None = None
-    # why the gateway itself ends it
+    cancelled = False  # the client left, or for this reason of the gateway's own:
     cut: tuple[int, str, str] | None = None
 
     def __init__(self, client: Cycle, endpoint: str, address: str) -> None:

@@ -241,6 +241,7 @@ class ClientConnection:
         self._bodiless = 0  # bytes within a body that bring nothing of it: trailers, extensions of chunks
         self._raw_left = 0
         self._hosts = 0
+        self._fault: Exception | None = None  # what a callback of the parser has raised: it tells of an error only
         self._counted = False
         self._unwanted: Refusal | None = None
         self._draining = False
@@ -322,8 +323,7 @@ class ClientConnection:
         except httptools.HttpParserUpgrade as upgrade:
             self._upgraded(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            if not isinstance(error.__context__, _Enough):
-                self._refuse(_reason(error, begins=data if self._head_bytes else b""))
+            self._broken(error, data)
         else:
             if self._state == HEAD:
                 if self._head_bytes > self.settings.max_header_bytes:
@@ -335,6 +335,13 @@ class ClientConnection:
                     self._refuse(self._too_large_head())
                 else:
                     self._expect_body()
+
+    def _broken(self, error: httptools.HttpParserError, data: bytes) -> None:
+        fault, self._fault = self._fault, None
+        if isinstance(fault, Refusal):
+            self._refuse(fault)
+        elif fault is None:
+            self._refuse(_reason(error, begins=data if self._head_bytes else b""))
 
     # what httptools calls
 
@@ -359,6 +366,13 @@ class ClientConnection:
         headers[name] = value
 
     def on_headers_complete(self) -> None:
+        try:
+            self._head_is_here()
+        except Refusal as refusal:
+            self._fault = refusal
+            raise
+
+    def _head_is_here(self) -> None:
         settings = self.settings
         headers = self._headers
         if self._head_bytes > settings.max_header_bytes or self._packet > settings.max_header_bytes:
@@ -391,6 +405,13 @@ class ClientConnection:
         self._enter(cycle)
 
     def on_body(self, body: bytes) -> None:
+        try:
+            self._body_is_here(body)
+        except (Refusal, _Enough) as fault:
+            self._fault = fault
+            raise
+
+    def _body_is_here(self, body: bytes) -> None:
         self._bodiless = 0
         cycle = self._incoming
         if cycle is None or cycle.done:
@@ -412,6 +433,7 @@ class ClientConnection:
             return  # `_upgraded` comes next
         self._received()
         if len(self._waiting) >= _PIPELINED:
+            self._fault = _Enough()
             self._no_further()
 
     def _received(self) -> None:
@@ -459,7 +481,7 @@ class ClientConnection:
             body = data[: self._raw_left]
             self._raw_left -= len(body)
             try:
-                self.on_body(body)
+                self._body_is_here(body)
             except _Enough:
                 return
             except Refusal as refusal:
@@ -516,7 +538,7 @@ class ClientConnection:
         if path and path[:1] != b"/" and path != b"*":
             # the absolute form that proxies send; a CONNECT has only an authority, and nothing here to lead to
             try:
-                url = httptools.parse_url(self._url)
+                url: Any = httptools.parse_url(self._url)  # its stubs promise bytes, where it has None
                 path, query = url.path or b"/", url.query or b""
             except httptools.HttpParserError:
                 path, query = b"", b""
@@ -678,9 +700,6 @@ class ClientConnection:
 
 
 def _reason(error: httptools.HttpParserError, begins: bytes) -> Refusal:
-    cause = error.__context__
-    if isinstance(cause, Refusal):
-        return cause
     if isinstance(error, httptools.HttpParserInvalidMethodError) and _METHOD(begins):
         return Refusal(501, "method_not_implemented", "This is not a method that the gateway knows.")
     return Refusal(400, "invalid_http", "This is not a valid HTTP request.")

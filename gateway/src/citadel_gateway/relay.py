@@ -165,6 +165,7 @@ async def _stream(exchange: Exchange, replica: Replica, connection: Connection, 
     exchange.first_byte = time.monotonic()
     head = lines(exchange) + limit_lines(exchange) + _STREAM_LINES
     exchange.status = 200
+    broken: UpstreamError | None = None
     try:
         await exchange.begin(head)
         kept = exchange.kept
@@ -193,10 +194,12 @@ async def _stream(exchange: Exchange, replica: Replica, connection: Connection, 
             replica.dies()
             raise BrokenStream("engine_died")
     except UpstreamError as error:
-        await _end_broken(exchange, error)
-        raise BrokenStream(error.kind) from None
+        broken = error
     finally:
         _take_usage(exchange, events)
+    if broken is not None:
+        await _end_broken(exchange, broken)
+        raise BrokenStream(broken.kind)
 
 
 def _check_end(events: EventStream) -> None:

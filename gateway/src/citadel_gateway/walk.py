@@ -49,6 +49,21 @@ class Walk:
         exchange = Exchange(cycle, endpoint, gateway.proxies.address(cycle.peer, cycle.headers))
         self.running[exchange] = None
         try:
+            refusal = await self._outcome(exchange)
+            if refusal is not None:
+                await self.refuse(exchange, refusal)
+            elif exchange.cancelled:
+                await self._cut(exchange)
+        finally:
+            del self.running[exchange]
+            settlement.settle(exchange)
+            gateway.recorder.record(exchange)
+
+    async def _outcome(self, exchange: Exchange) -> Refusal | None:
+        """Why it is refused, if it is. Nothing is awaited inside an `except`: compiled, a coroutine that is suspended
+        there leaves its exception, and all that this holds, to whoever runs next."""
+        gateway = self._gateway
+        try:
             exchange.principal = gateway.identity.establish(exchange.headers, exchange.address)
             _check_manner(exchange)
             await envelope.read_body(exchange)
@@ -62,21 +77,18 @@ class Walk:
             else:
                 await self._serve_with(gateway.step, exchange, model)
         except Refusal as refusal:
-            await self.refuse(exchange, refusal)
+            return refusal
         except relay.BrokenStream:
             pass
         except ClientGone:
             exchange.outcome = 499
         except asyncio.CancelledError:
-            await self._cut(exchange)
+            exchange.cancelled = True
         except Exception as error:
             gateway.audit.event("bug", outcome="failed", request_id=exchange.id, error=repr(error)[:500])
             gateway.report_bug(error)
-            await self.refuse(exchange, Refusal(503, "gateway_error", "The gateway failed."))
-        finally:
-            del self.running[exchange]
-            settlement.settle(exchange)
-            gateway.recorder.record(exchange)
+            return Refusal(503, "gateway_error", "The gateway failed.")
+        return None
 
     async def _serve_with(self, step: Step, exchange: Exchange, model: Model) -> None:
         answer = await take(step, exchange, lambda outcome: self._gateway.metrics.steps.labels(outcome).inc())
@@ -137,19 +149,11 @@ class Walk:
             exchange.replica = replica
             exchange.on_replica = True
             replica.in_flight += 1
+            failed: relay.CallFailed | None = None
             try:
                 await relay.call(exchange, replica, self.lines, gateway.config.server)
             except relay.CallFailed as failure:
-                attempts += failure.counts
-                tried.add(replica)
-                settlement.release_permit(exchange)
-                gateway.metrics.upstream_errors.labels(model.name, replica.name, failure.kind).inc()
-                await self._judge(exchange, replica, failure, attempts, tried)
-                exchange.retries += 1
-                gateway.metrics.retries.labels(model.name).inc()
-                if failure.counts and not self._elsewhere(model, tried):
-                    retry = gateway.config.retry
-                    await asyncio.sleep(min(retry.backoff * 2 ** (attempts - 1), retry.max_backoff))
+                failed = failure
             except relay.BrokenStream as broken:  # a name of its own: compiled, a name has one type
                 gateway.metrics.upstream_errors.labels(model.name, replica.name, broken.kind).inc()
                 if broken.kind not in relay.DEATHS:
@@ -157,9 +161,19 @@ class Walk:
                 elif not replica.leaving or broken.kind == "engine_died":
                     self._engine_died(exchange, replica)
                 raise
-            else:
+            if failed is None:
                 self._praise(exchange, replica)
                 return
+            attempts += failed.counts
+            tried.add(replica)
+            settlement.release_permit(exchange)
+            gateway.metrics.upstream_errors.labels(model.name, replica.name, failed.kind).inc()
+            await self._judge(exchange, replica, failed, attempts, tried)
+            exchange.retries += 1
+            gateway.metrics.retries.labels(model.name).inc()
+            if failed.counts and not self._elsewhere(model, tried):
+                retry = gateway.config.retry
+                await asyncio.sleep(min(retry.backoff * 2 ** (attempts - 1), retry.max_backoff))
 
     async def _judge(
         self, exchange: Exchange, replica: Replica, failure: relay.CallFailed, attempts: int, tried: set[Replica]

@@ -82,6 +82,7 @@ def _citadel(folder: Path, backend: int) -> list[str]:
 profile: production
 auth: {{keys_file: {folder}/keys.json, anonymous: {{enabled: false}}}}
 logs: {{access: {folder}/access.log, audit: {folder}/audit.log}}
+server: {{connections: 2000, connections_per_address: 2000}}
 limits:
   overall: {{requests_per_minute: {plenty}, burst: {plenty}}}
   classes: {{light: {{requests_per_minute: {plenty}, concurrent: 2000}}}}
