@@ -94,6 +94,7 @@ NEEDS = (
     Need("nodejs", CHECK, "node"),
     Need("npm", CHECK, "npm"),
     Need("openssl", CHECK, "openssl"),
+    Need("util-linux", CHECK, "prlimit"),
     Need("systemd", CHECK, "systemd-analyze"),
     Need("openssh-client", CHECK, "ssh ssh-keygen"),
     # the gateway's path is compiled

@@ -193,6 +193,8 @@ async def running(
     over: dict[str, Any] | None = None, *, models: dict[str, dict[str, Any]] | None = None, replicas: int = 1
 ) -> AsyncIterator[Lab]:
     """A gateway whose models (by default one, `phi`) have so many simulated replicas each."""
+    # what other tests left in memory is neither ours to count nor to walk through
+    gc.freeze()
     before = open_sockets()
     models = models or {"phi": {}}
     simulators: dict[str, Simulator] = {}
