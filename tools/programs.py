@@ -95,6 +95,8 @@ NEEDS = (
     Need("npm", CHECK, "npm"),
     Need("openssl", CHECK, "openssl"),
     Need("util-linux", CHECK, "prlimit"),
+    # named by units, whose programs systemd-analyze looks for
+    Need("procps", CHECK, "kill"),
     Need("systemd", CHECK, "systemd-analyze"),
     Need("openssh-client", CHECK, "ssh ssh-keygen"),
     # the gateway's path is compiled

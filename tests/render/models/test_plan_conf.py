@@ -14,7 +14,7 @@ TEMPLATE = ROOT / "roles/models/templates/units/citadel-llm@instance.service.d/p
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_the_planned_node_reaches_systemd(nodes: int) -> None:
-    instance = SimpleNamespace(memory_max_bytes=1, cpus="8-11", start_seconds=60, node=1)
+    instance = SimpleNamespace(memory_max_bytes=1, cpus="8-11", start_seconds=60, node=1, unit={})
     text = Template(TEMPLATE.read_text(), trim_blocks=True).render(
         instance=instance, models_plan=SimpleNamespace(nodes=nodes), ansible_managed="by us"
     )
