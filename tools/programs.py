@@ -95,6 +95,8 @@ NEEDS = (
     Need("npm", CHECK, "npm"),
     Need("openssl", CHECK, "openssl"),
     Need("util-linux", CHECK, "prlimit"),
+    # of the role environment, which tests run on this machine too
+    Need("util-linux", frozenset({"test"}), "flock"),
     # named by units, whose programs systemd-analyze looks for
     Need("procps", CHECK, "kill"),
     Need("systemd", CHECK, "systemd-analyze"),
