@@ -206,7 +206,7 @@ async def running(
                 instance = name if replicas == 1 else f"{name}-{number}"
                 simulator = Simulator(model.get("served_name", name))
                 await simulator.start()
-                stack.push_async_callback(simulator.stop)
+                stack.push_async_callback(simulator.close)
                 simulators[instance] = simulator
                 served.append({"name": instance, "url": simulator.url})
             settings[name] = {"context": 4096, "replicas": served, "load_seconds": 5.0, **model}

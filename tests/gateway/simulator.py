@@ -120,6 +120,13 @@ class Simulator:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def close(self) -> None:
+        """The end: what has died is not started again either."""
+        if self._restart is not None:
+            self._restart.cancel()
+            await asyncio.gather(self._restart, return_exceptions=True)
+        await self.stop()
+
     def _dead(self) -> bool:
         return self._restart is None or self._restart.done()
 
@@ -139,7 +146,7 @@ class Simulator:
         return await self.start()
 
     async def __aexit__(self, *_: object) -> None:
-        await self.stop()
+        await self.close()
 
     # serving
 

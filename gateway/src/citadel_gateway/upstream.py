@@ -97,6 +97,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
+        self.pool.made(self)
 
     def data_received(self, data: bytes) -> None:
         if not self.busy:
@@ -346,8 +347,10 @@ class Pool:
         except OSError as error:
             kind: Kind = "local" if error.errno in _LOCAL_ERRORS else "unreachable"
             raise UpstreamError(kind, error.strerror or str(error)) from None
-        self._all.add(connection)
         return connection
+
+    def made(self, connection: Connection) -> None:
+        self._all.add(connection)
 
     def returned(self, connection: Connection) -> None:
         transport = connection.transport
