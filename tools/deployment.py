@@ -163,7 +163,7 @@ def limited() -> list[str]:
 
 
 def base_of(contract: dict[str, Any]) -> str:
-    return f"http://{contract['address']}:{contract['ports']['api']}"
+    return str(contract["url"])
 
 
 def request(url: str, body: dict[str, Any] | None = None, timeout: float = 120) -> tuple[dict[str, str], Any]:

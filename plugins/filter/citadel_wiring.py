@@ -17,8 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
 from citadel import catalogue, contract, gateway_config, settings
 
 
-def citadel_contract(stanzas: Mapping[str, Any], host: str, address: str, ports: Mapping[str, Any]) -> dict[str, Any]:
-    return contract.contract(host, address, ports, catalogue.parse(stanzas)).as_dict()
+def citadel_contract(
+    stanzas: Mapping[str, Any], host: str, address: str, ports: Mapping[str, Any], tls: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    return contract.contract(host, address, ports, catalogue.parse(stanzas), tls=bool(tls)).as_dict()
 
 
 def citadel_of_each(

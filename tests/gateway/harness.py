@@ -219,7 +219,7 @@ async def running(
         config = merged(merged(BASE, own), over or {})
         path = folder / "gateway.yml"
         path.write_text(yaml.safe_dump(config, sort_keys=False))
-        bind = dict.fromkeys(("api", "management", "health"), "127.0.0.1:0")
+        bind = dict.fromkeys(("api", "management", "health", "export"), "127.0.0.1:0")
         bind["management_socket"] = str(folder / "management.sock")
         process = Process(configuration.load(path), path, bind)
         await process.start()

@@ -221,15 +221,19 @@ async def test_the_root_and_a_slash_at_the_end(lab: Lab) -> None:
     assert (await lab.client.get("/health/")).json()["status"] == "healthy"
 
 
-@pytest.mark.parametrize(
-    ("over", "api"), [({}, 200), ({"server": {"metrics_on": ["health"]}}, 401), ({"server": {"metrics_on": []}}, 401)]
-)
+PRODUCTION: dict[str, Any] = {"profile": "production", "auth": {"anonymous": {"enabled": False}}}
+
+
+@pytest.mark.parametrize(("over", "api"), [({}, 200), (PRODUCTION, 401)])
 async def test_where_metrics_are_open(over: dict[str, Any], api: int) -> None:
-    async with running(over) as lab, httpx.AsyncClient(base_url=lab.url("health")) as health:
+    async with running(over) as lab:
         assert (await lab.client.get("/metrics")).status_code == api
-        assert (await health.get("/metrics")).status_code == (
-            401 if over.get("server", {}).get("metrics_on") == [] else 200
-        )
+        for listener in ("health", "export"):
+            async with httpx.AsyncClient(base_url=lab.url(listener)) as client:
+                assert "llm_requests_total" in (await client.get("/metrics")).text
+                # what exports metrics does nothing else
+                assert (await client.get("/health")).status_code == (200 if listener == "health" else 404)
+                assert (await client.get("/v1/models")).status_code == 404
         _, key = lab.key(role="admin")
         assert (await lab.client.get("/metrics", headers=key)).status_code == 200
 

@@ -91,7 +91,7 @@ def test_the_models_are_reached_through_the_gateway_only(llm: Host) -> None:
         assert llm.socket(f"tcp://127.0.0.1:{port}").is_listening
         assert not llm.socket(f"tcp://0.0.0.0:{port}").is_listening
     listening = llm.check_output("ss -Hltnp | grep -E 'VLLM|python' || true").splitlines()
-    outside = [line for line in listening if not re.search(r"127\.0\.0\.1:|\[::1\]:|:(8000|8002|8080) ", line)]
+    outside = [line for line in listening if not re.search(r"127\.0\.0\.1:|\[::1\]:|:(8000|8002|8080|9090) ", line)]
     assert not outside, "a model listens where others reach it"
 
 
@@ -102,6 +102,16 @@ def test_it_runs_as_the_products_user_and_within_its_limits(llm: Host, unit: str
         "MemoryMax": str(2 * 1024**3),
         "CPUQuotaPerSecUSec": "4s",
     }
+
+
+def test_who_breaks_into_a_model_reaches_neither_keys_nor_logs_nor_the_administrators_socket(llm: Host) -> None:
+    llm.run_test("id citadel-vllm")
+    for forbidden in (
+        "cat /opt/citadel/keys/gateway.json",
+        "ls /var/log/citadel-llm",
+        "curl -s --unix-socket /run/citadel-gateway/management.sock http://localhost/health",
+    ):
+        assert llm.run(f"runuser -u citadel-vllm -- {forbidden}").rc not in {0, 127}, forbidden
 
 
 def test_its_exposure_is_low(llm: Host, unit: str) -> None:

@@ -107,7 +107,7 @@ def test_listens_on_loopback_alone(llm: Host, model: str) -> None:
 def test_runs_as_its_user_and_little_exposed(llm: Host, model: str) -> None:
     unit = f"citadel-llm@{model}.service"
     pid = llm.run(f"systemctl show --property=MainPID --value {unit}").stdout.strip()
-    assert llm.run(f"stat --format=%U /proc/{pid}").stdout.strip() == "agent0"
+    assert llm.run(f"stat --format=%U /proc/{pid}").stdout.strip() == "citadel-vllm"
     verdict = llm.run(f"systemd-analyze security --no-pager --threshold=20 {unit}")
     assert verdict.rc == 0, verdict.stdout[-200:]
 

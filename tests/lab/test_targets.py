@@ -18,7 +18,7 @@ def query(address: dict[str, str], ask: Callable[..., Any]) -> Callable[[str], l
 
 def test_every_target_of_ours_is_up(query: Callable[[str], list[Any]], address: dict[str, str]) -> None:
     found = {(entry["metric"]["instance"], entry["value"][1]) for entry in query('up{citadel_host="llm-01"}')}
-    assert found == {(f"{address['llm-01']}:8000", "1")}
+    assert found == {(f"{address['llm-01']}:9090", "1")}
 
 
 def test_the_gateways_figures_arrive(query: Callable[[str], list[Any]], eventually: Callable[..., None]) -> None:

@@ -81,6 +81,7 @@ class Listen(Section):
     api: Address | None = "127.0.0.1:8000"
     management: Address | None = "127.0.0.1:8002"
     health: Address | None = None
+    export: Address | None = None
     management_socket: str | None = None
 
 
@@ -113,7 +114,6 @@ class Server(Section):
     trusted_proxies: list[Network] = []
     cors: Cors = Cors()
     tls: Tls | None = None
-    metrics_on: list[Literal["api", "health"]] | None = None
 
 
 class Anonymous(Section):

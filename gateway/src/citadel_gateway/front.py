@@ -39,7 +39,7 @@ class Front:
 
     def api(self) -> Routes:
         gateway = self._gateway
-        routes = self._with_health(metrics=self._metrics_open("api"))
+        routes = self._with_health(metrics=gateway.config.profile == "development")
         for name, endpoint in ENDPOINTS.items():
             routes.add("POST", endpoint.path, self._to_models(name))
         models = self.built_in("models", self._models)
@@ -56,7 +56,13 @@ class Front:
         return routes
 
     def health(self) -> Routes:
-        return self._with_health(metrics=self._metrics_open("health"))
+        return self._with_health(metrics=True)
+
+    def export(self) -> Routes:
+        """For Prometheus, which has no key."""
+        routes = Routes(self._refused, self._preflight)
+        routes.add("GET", "/metrics", self.built_in("health", self._metrics))
+        return routes
 
     def management(self, respond: Respond, *, trusted: bool) -> Routes:
         """`respond` is the management's own application, to which everything else leads."""
@@ -101,13 +107,6 @@ class Front:
         routes.add("GET", "/health/detailed", self.built_in("health", self._health))
         routes.add("GET", "/metrics", self.built_in("health", self._metrics if metrics else self._guarded_metrics))
         return routes
-
-    def _metrics_open(self, listener: str) -> bool:
-        config = self._gateway.config
-        chosen = config.server.metrics_on
-        if chosen is None:
-            return listener == "health" or config.profile == "development"
-        return listener in chosen
 
     # answers
 

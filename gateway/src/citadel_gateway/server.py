@@ -91,6 +91,8 @@ class Process:
                 context = self._certificate.context if self._certificate is not None else None
             elif name == "health":
                 routes = front.health()
+            elif name == "export":
+                routes = front.export()
             else:
                 trusted = name == "management_socket"
                 routes = front.management(functools.partial(late, trusted=trusted), trusted=trusted)

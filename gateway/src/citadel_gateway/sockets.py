@@ -10,7 +10,7 @@ from pathlib import Path
 
 from citadel_gateway.config import Listen, split_address
 
-NAMES = ("api", "management", "health", "management_socket")
+NAMES = ("api", "management", "health", "export", "management_socket")
 _FIRST = 3  # SD_LISTEN_FDS_START
 _BACKLOG = 1024
 

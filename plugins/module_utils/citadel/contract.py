@@ -54,14 +54,20 @@ class Contract:
     address: str
     ports: Mapping[str, int]
     models: Mapping[str, Service]
+    tls: bool
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "scraped": self.scraped}
+        return {**asdict(self), "url": self.url, "scraped": self.scraped}
+
+    @property
+    def url(self) -> str:
+        """Where clients find the models."""
+        return f"{'https' if self.tls else 'http'}://{self.address}:{self.ports['api']}"
 
     @property
     def scraped(self) -> list[str]:
         """What Prometheus asks. Models answer on loopback only; the gateway reports each of them."""
-        return [f"{self.address}:{self.ports['api']}"]
+        return [f"{self.address}:{self.ports['export']}"]
 
 
 def taken(ports: Mapping[str, Any]) -> dict[int, str]:
@@ -78,11 +84,12 @@ def taken(ports: Mapping[str, Any]) -> dict[int, str]:
     return owners
 
 
-def contract(host: str, address: str, ports: Mapping[str, Any], models: Sequence[Model]) -> Contract:
+def contract(
+    host: str, address: str, ports: Mapping[str, Any], models: Sequence[Model], *, tls: bool = False
+) -> Contract:
     taken(ports)
-    return Contract(
-        host, address, {name: int(ports[name]) for name in SERVICES}, {model.name: service(model) for model in models}
-    )
+    numbers = {name: int(ports[name]) for name in SERVICES}
+    return Contract(host, address, numbers, {model.name: service(model) for model in models}, tls)
 
 
 def service(model: Model) -> Service:

@@ -26,8 +26,15 @@ def configuration(
     derived = {
         "profile": told["profile"],
         # used when the gateway is started by hand; as a unit it gets its sockets from systemd
-        "listen": {name: f"0.0.0.0:{ports[name]}" for name in ("api", "management", "health")},
-        "server": {"drain": drain(models), "cors": {"origins": list(told["cors_origins"])}},
+        "listen": {
+            **{name: f"0.0.0.0:{ports[name]}" for name in ("api", "export")},
+            **{name: f"{told['side_address'] or '0.0.0.0'}:{ports[name]}" for name in ("management", "health")},
+        },
+        "server": {
+            "drain": drain(models),
+            "cors": {"origins": list(told["cors_origins"])},
+            "tls": dict(told["tls"]) or None,
+        },
         "auth": {"keys_file": told["keys_file"], "anonymous": {"enabled": development, "tier": "basic"}},
         "logs": {"access": f"{told['logs']}/access.log", "audit": f"{told['logs']}/audit.log"},
         "limits": told["limits"],

@@ -11,6 +11,7 @@ from .release.services import GATEWAY_PREFIX
 MODELS = "citadel-llm@*.service"
 GATEWAYS = f"{GATEWAY_PREFIX}*.service"
 PATIENCE = 60
+SOCKET = "/run/citadel-gateway/management.sock"  # open to administrators in every profile
 SSH = [
     "journalctl",
     "--no-pager",
@@ -71,8 +72,8 @@ SECTIONS: dict[str, dict[str, list[str]]] = {
             "-u",
             "citadel-activate",
         ],
-        "Health": ["curl", "-sS", "-m", "5", "-w", "\\n%{time_total} s\\n", "http://127.0.0.1:8000/health"],
-        "Models that clients see": ["curl", "-sS", "-m", "5", "http://127.0.0.1:8000/v1/models"],
+        "Health": ["curl", "-sS", "-m", "5", "-w", "\\n%{time_total} s\\n", "http://127.0.0.1:8080/health"],
+        "Models that clients see": ["curl", "-sS", "-m", "5", "--unix-socket", SOCKET, "http://localhost/management/models"],
     },
 }
 

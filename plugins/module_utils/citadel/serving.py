@@ -78,7 +78,7 @@ def model_folder(model: Model, variant: str, places: Places) -> str:
 
 
 def environment(place: Placed, places: Places) -> dict[str, str]:
-    cache = f"{places.cache}/vllm/{place.need.instance}"
+    cache = f"{places.cache}/{place.need.instance}"
     # Even an eager engine compiles a helper when somebody first asks for log probabilities: forty seconds of g++ and
     # 600 MB inside the unit, which then passes its MemoryMax and takes every running request with it.
     eager = {"TORCHDYNAMO_DISABLE": "1"} if place.need.model.engine.get("enforce-eager") else {}

@@ -55,8 +55,8 @@ def render(tiny: Path, tmp_path: Path, models: dict[str, Any]) -> tuple[dict[str
         "models_cache_root": "/opt/cache",
         "models_state_root": "/opt/citadel/state",
         "models_current": "/opt/citadel/current",
-        "models_user": "agent0",
-        "models_group": "agent0",
+        "models_user": "citadel-vllm",
+        "models_group": "citadel-vllm",
         "models_settings": {"share_cores": True, "reserve_gib": 0.5},
         "out": str(tmp_path / "out.json"),
     }
