@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 from typing import Any
 
 from testinfra.host import Host
 
-from lab.settings import ROOT
+from lab.machine import Machine, wait
+from lab.settings import ROOT, Lab
 
 JOURNAL = "/opt/citadel/state/transaction.jsonl"
 
@@ -52,3 +55,19 @@ def step(llm: Host) -> str:
     lines = llm.run(f"cat {JOURNAL}").stdout.splitlines()
     steps = [event["name"] for event in map(json.loads, lines) if event["event"] == "step"]
     return str(steps[-1]) if steps else ""
+
+
+def pull_the_plug(lab: Lab, name: str) -> None:
+    machine = next(Machine(lab, host) for host in lab.hosts if host.name == name)
+    pid, leader = machine.pid, machine.leader
+    assert pid and leader
+    os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(leader, signal.SIGKILL)
+    wait(lambda: machine.pid is None, 10, f"{name} lives on")
+
+
+def forget(lab: Lab, name: str) -> None:
+    """The shared connection to a host that has gone."""
+    settings = lab.directory / "ssh_config"
+    subprocess.run(["ssh", "-F", settings, "-O", "exit", name], check=False, capture_output=True)

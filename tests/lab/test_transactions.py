@@ -7,7 +7,6 @@ processes.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -18,10 +17,10 @@ import pytest
 from testinfra.host import Host
 
 from lab.__main__ import up
-from lab.machine import Machine, wait
+from lab.machine import wait
 from lab.settings import Lab
 from tests.lab.clients import Client, Twice
-from tests.lab.plays import JOURNAL, begin, live, play, restarts, step, tried
+from tests.lab.plays import JOURNAL, begin, forget, live, play, pull_the_plug, restarts, step, tried
 
 CHANGED, OTHER = "phi-3-mini", "hermes-2"
 RESTART = f"restart citadel-llm@{CHANGED}.service"
@@ -97,13 +96,11 @@ def test_power_cut_while_a_model_restarts(
     before = live(llm)
     controller = begin("site.yml", **changes(**{"max-logprobs": 6}))
     at(controller, llm, RESTART)
-    pull_the_plug(lab)
+    pull_the_plug(lab, "llm-01")
     assert up(lab)
     controller.communicate()
     assert controller.returncode != 0
-    subprocess.run(
-        ["ssh", "-F", lab.directory / "ssh_config", "-O", "exit", "llm-01"], check=False, capture_output=True
-    )
+    forget(lab, "llm-01")
     again = on("llm-01")
     assert live(again) == before
     assert again.run(f"test -e {JOURNAL}").rc == 1
@@ -112,13 +109,3 @@ def test_power_cut_while_a_model_restarts(
     with Twice(client, CHANGED) as one:
         play("site.yml")
     saw_nothing([one])
-
-
-def pull_the_plug(lab: Lab) -> None:
-    machine = Machine(lab, lab.hosts[0])
-    pid, leader = machine.pid, machine.leader
-    assert pid and leader
-    os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(leader, signal.SIGKILL)
-    wait(lambda: machine.pid is None, 10, "llm-01 lives on")

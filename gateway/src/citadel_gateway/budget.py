@@ -23,6 +23,7 @@ class Budget:
         self._everyone = everyone  # the connections of all listeners
         self._of_address: dict[str, int] = {}
         self.connections: set[Any] = set()
+        self._refused: set[Any] = set()  # of those, the ones that are being told so, and take nobody's place
         self.held = 0  # bytes of bodies
         self.empty = asyncio.Event()
         self.empty.set()
@@ -43,16 +44,25 @@ class Budget:
         self.empty.clear()
         owner = _owner(peer)
         count = self._of_address[owner] = self._of_address.get(owner, 0) + 1
-        if len(self.connections) > self.most:
-            return Refusal(503, "too_many_connections", "The gateway has as many connections as it may have.")
         if count > self.most_of_address and peer != _LOCAL and not self._is_proxy(peer):
-            return Refusal(
+            refusal = Refusal(
                 429, "too_many_connections", f"One address may have {self.most_of_address} connections; close some."
             )
-        return None
+        elif len(self.connections) - len(self._refused) > self.most:
+            refusal = Refusal(503, "too_many_connections", "The gateway has as many connections as it may have.")
+        else:
+            return None
+        self._refused.add(connection)
+        return refusal
+
+    @property
+    def crowded(self) -> bool:
+        """So many are being refused that the next one is not even told."""
+        return len(self._refused) > self.most
 
     def left(self, connection: Any, peer: str) -> None:
         self.connections.discard(connection)
+        self._refused.discard(connection)
         self._everyone.discard(connection)
         owner = _owner(peer)
         count = self._of_address.get(owner, 0) - 1

@@ -268,7 +268,10 @@ class ClientConnection:
         if not self._counted:
             self.admitted(transport)
         if self._unwanted is not None:
-            self._refuse(self._unwanted)
+            if self._budget.crowded:
+                transport.abort()
+            else:
+                self._refuse(self._unwanted)
             return
         _keep_alive(transport.get_extra_info("socket"))
         self._expect(self.settings.header_timeout)

@@ -73,7 +73,15 @@ SECTIONS: dict[str, dict[str, list[str]]] = {
             "citadel-activate",
         ],
         "Health": ["curl", "-sS", "-m", "5", "-w", "\\n%{time_total} s\\n", "http://127.0.0.1:8080/health"],
-        "Models that clients see": ["curl", "-sS", "-m", "5", "--unix-socket", SOCKET, "http://localhost/management/models"],
+        "Models that clients see": [
+            "curl",
+            "-sS",
+            "-m",
+            "5",
+            "--unix-socket",
+            SOCKET,
+            "http://localhost/management/models",
+        ],
     },
 }
 

@@ -56,6 +56,19 @@ class TestConnections:
             writer.close()
             await writer.wait_closed()
 
+    async def test_those_that_are_refused_take_nobodys_place(self) -> None:
+        """They hear why, and some of them are slow to listen and to leave."""
+        async with running({"server": {"connections": 40}}) as lab, crowd(lab.port(), 120) as raws:
+            await until(lambda: len(lab.gateway.connections) >= 50)
+            reader, writer = await asyncio.open_connection("127.0.0.1", lab.port(), local_addr=("127.0.0.2", 0))
+            writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            writer.close()
+            await writer.wait_closed()
+            # beyond a measure nobody is told any more, for each of them costs a descriptor
+            assert len(lab.gateway.connections) <= 10 + 41
+            assert len(raws) == 120
+
     async def test_a_trusted_proxy_stands_for_many(self) -> None:
         over = {"server": {"connections": 40, "trusted_proxies": ["127.0.0.1/32"]}}
         async with running(over) as lab, crowd(lab.port(), 15):
