@@ -161,7 +161,7 @@ class TestDawdling:
             assert await asyncio.wait_for(client.reader.read(), 3.0) == b""
 
     async def test_too_many_connections(self) -> None:
-        async with running({"server": {"connections": 5}}) as lab:
+        async with running({"server": {"connections": 5, "connections_per_address": 10}}) as lab:
             clients = [lab.raw() for _ in range(5)]
             for client in clients:
                 await client.__aenter__()
