@@ -24,9 +24,10 @@ mutate: ## small wrongs in the gateway's stations, which the tests have to notic
 fuzz: ## strange requests beside an innocent client, on simulated models or ADDRESS= of a deployed gateway: SECONDS=300
 bench-deploy: ## time a cold demo, a warm one, and a deploy that changes nothing
 bench-gateway: ## the gateway beside others, in one run
+bench-hostile: ## hostile clients beside an innocent one, for half an hour, on the gateway and on others
 bench-serving: ## the tuned vLLM beside an untuned one and llama.cpp
 lock: ## pin what requirements/*.in ask for anew, where that has changed: ONLY=gateway UPGRADE=fastapi
 
-demo plan deploy rollback releases smoke status destroy check test capacity gateway mutate fuzz bench-deploy bench-gateway bench-serving lock:
+demo plan deploy rollback releases smoke status destroy check test capacity gateway mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving lock:
 	@$(PYTHON) -m tools $@
-.PHONY: demo plan deploy rollback releases smoke status destroy check test capacity gateway mutate fuzz bench-deploy bench-gateway bench-serving lock
+.PHONY: demo plan deploy rollback releases smoke status destroy check test capacity gateway mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving lock

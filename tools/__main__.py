@@ -28,6 +28,7 @@ VERBS: dict[str, Callable[[], None]] = {
     "fuzz": testing.fuzz,
     "bench-deploy": benchmark.deploy,
     "bench-gateway": benchmark.gateway,
+    "bench-hostile": benchmark.hostile,
     "bench-serving": benchmark.serving,
 }
 

@@ -34,13 +34,22 @@ class Run:
 
 def gateway() -> None:
     """The gateway beside others, in one run, in front of the same backends."""
-    journal = Journal("bench-gateway")
+    beside_others("bench-gateway", "tests.bench.gateway", "--seconds", "6", "--churn", "600")
+
+
+def hostile() -> None:
+    """What an innocent client sees of hostile ones: half an hour of them here, a shorter while elsewhere."""
+    beside_others("bench-hostile", "tests.bench.hostile", "--seconds", "150", "--others", "20", "--write")
+
+
+def beside_others(verb: str, module: str, *options: str) -> None:
+    """The gateway as it is deployed: the distribution's Python, the pinned packages, the path compiled."""
+    journal = Journal(verb)
     toolchain.python_tools(journal)
-    # as it is deployed: the distribution's Python, the pinned packages, the path compiled
     python = toolchain.built(journal, "gateway", DISTRIBUTION) / "bin" / "python"
     compiled = toolchain.compiled(journal, python)
-    run: list[str | Path] = [toolchain.program("python"), "-m", "tests.bench.gateway", "--seconds", "6"]
-    run += ["--churn", "600", "--python", python, "--compiled", compiled]
+    run: list[str | Path] = [toolchain.program("python"), "-m", module, *options]
+    run += ["--python", python, "--compiled", compiled]
     journal.phase("measure", run, toolchain.paths(), show=lambda line: line)
     journal.finish()
 

@@ -102,12 +102,14 @@ NEEDS = (
     Need("systemd", CHECK, "systemd-analyze"),
     Need("openssh-client", CHECK, "ssh ssh-keygen"),
     # the gateway's path is compiled
-    Need("gcc", frozenset({"test", "bench-gateway"}), f"gcc {platform.machine()}-linux-gnu-gcc"),
-    Need("binutils", frozenset({"test", "bench-gateway", "bench-serving"}), "as ld"),
+    Need("gcc", frozenset({"test", "bench-gateway", "bench-hostile"}), f"gcc {platform.machine()}-linux-gnu-gcc"),
+    Need("binutils", frozenset({"test", "bench-gateway", "bench-hostile", "bench-serving"}), "as ld"),
     Need("python3-dev", LAB, there=lambda: Path(sysconfig.get_path("include"), "Python.h").is_file()),
     # measuring: the gateway as it is deployed, with the distribution's Python, beside others
     Need(
-        "python3-dev", frozenset({"bench-gateway"}), there=lambda: any(Path("/usr/include").glob("python3*/Python.h"))
+        "python3-dev",
+        frozenset({"bench-gateway", "bench-hostile"}),
+        there=lambda: any(Path("/usr/include").glob("python3*/Python.h")),
     ),
     Need("haproxy", frozenset({"bench-gateway"}), "haproxy"),
     Need("nginx", frozenset({"bench-gateway"}), "nginx"),
