@@ -97,6 +97,8 @@ NEEDS = (
     Need("util-linux", CHECK, "prlimit"),
     # of the role environment, which tests run on this machine too
     Need("util-linux", frozenset({"test"}), "flock"),
+    # a core for each side of a measurement
+    Need("util-linux", frozenset({"bench-gateway", "bench-hostile", "bench-serving"}), "taskset"),
     # named by units, whose programs systemd-analyze looks for
     Need("procps", CHECK, "kill"),
     Need("systemd", CHECK, "systemd-analyze"),

@@ -20,7 +20,7 @@ from citadel import catalogue, contract, gateway_config, settings
 def citadel_contract(
     stanzas: Mapping[str, Any], host: str, address: str, ports: Mapping[str, Any], tls: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    return contract.contract(host, address, ports, catalogue.parse(stanzas), tls=bool(tls)).as_dict()
+    return contract.contract(host, address, ports, catalogue.parse(stanzas), tls or {}).as_dict()
 
 
 def citadel_of_each(

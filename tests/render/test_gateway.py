@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from citadel import catalogue
+from citadel.release.services import services_of
 from citadel_gateway.config import Config, parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +33,9 @@ CATALOGUE = yaml.safe_load((ROOT / "group_vars/all/models.yml").read_text())
 DEFAULTS = CATALOGUE["citadel_models_defaults"]
 
 
-def render(tmp_path: Path, profile: str = "development", **more: dict[str, Any]) -> dict[str, str]:
+def render(
+    tmp_path: Path, profile: str = "development", settings: dict[str, Any] | None = None, **more: dict[str, Any]
+) -> dict[str, str]:
     models = catalogue.complete({**CATALOGUE["citadel_models"], **more}, DEFAULTS)
     variables = {
         "gateway_stanzas": models,
@@ -49,7 +53,8 @@ def render(tmp_path: Path, profile: str = "development", **more: dict[str, Any])
         "gateway_profile": profile,
         "gateway_cors_origins": ["*"],
         "gateway_settings": {"server": {"trusted_proxies": ["10.0.0.0/8"]}},
-        "gateway_ports": {"api": 8000, "management": 8002, "health": 8080},
+        "gateway_ports": {"api": 8000, "management": 8002, "health": 8080, "export": 9090},
+        **(settings or {}),
         "out": str(tmp_path / "out.json"),
     }
     (tmp_path / "play.yml").write_text(PLAYBOOK)
@@ -104,6 +109,24 @@ def test_no_request_is_too_dear_for_the_budget(config: Config) -> None:
 def test_strangers_are_served_in_development_only(config: Config, tmp_path: Path) -> None:
     assert config.auth.anonymous.enabled
     assert not parse(render(tmp_path, "production")["config/gateway.yml"]).auth.anonymous.enabled
+
+
+def test_in_production_few_ports_are_open_and_clients_come_by_tls(tmp_path: Path, files: dict[str, str]) -> None:
+    pair = {"certificate": "/etc/tls/server.pem", "key": "/etc/tls/server.key"}
+    closed = render(tmp_path, "production", {"gateway_side_address": "127.0.0.1", "gateway_tls": pair})
+    ports = {
+        name: re.findall(r"ListenStream=(.*)", text)[0] for name, text in closed.items() if name.endswith(".socket")
+    }
+    assert ports == {
+        "units/citadel-gateway-api.socket": "8000",
+        "units/citadel-gateway-export.socket": "9090",
+        "units/citadel-gateway-health.socket": "127.0.0.1:8080",
+        "units/citadel-gateway-management.socket": "127.0.0.1:8002",
+        "units/citadel-gateway-management-socket.socket": "/run/citadel-gateway/management.sock",
+    }
+    tls = parse(closed["config/gateway.yml"]).server.tls
+    assert tls and tls.model_dump() == pair
+    assert services_of(closed)[0].tls and not services_of(files)[0].tls
 
 
 def test_a_fifth_model_is_one_stanza_more(tmp_path: Path) -> None:

@@ -71,8 +71,8 @@ def test_an_inventory_anywhere_wins_over_the_product(own: Path) -> None:
     assert set(contracts["one"]["models"]) == {"mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini"}
     assert set(contracts["two"]["models"]) == {"hermes-2", "openchat-3.5", "phi-3-mini"}
     assert {host: groups[0]["targets"] for host, groups in targets.items()} == {
-        "one": ["10.0.0.1:8010"],
-        "two": ["10.0.0.2:8010"],
+        "one": ["10.0.0.1:9090"],
+        "two": ["10.0.0.2:9090"],
     }
 
 

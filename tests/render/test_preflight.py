@@ -49,6 +49,7 @@ def test_both_inventories_pass_as_they_are(lab: Path, inventory: str) -> None:
         ("citadel_models_settings", {"share_cores": "perhaps"}, "share_cores = 'perhaps': give true or false"),
         ("citadel_models_settings", {"reserve": 3}, "there is no such setting; known are share_cores, reserve_gib"),
         ("citadel_health_port", 8000, "citadel_ports.health = 8000: the gateway has that port already; change one"),
+        ("citadel_tls", {"key": "/k"}, "citadel_tls is {'key': '/k'}: give the paths of two files on llm-01"),
         ("citadel_share_cores", True, "citadel_share_cores is called citadel_models_settings.share_cores now"),
         ("release_keep", "all", "argument 'release_keep' is of type str"),
     ],

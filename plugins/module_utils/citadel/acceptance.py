@@ -28,18 +28,18 @@ def results(layout: Layout, manifest: Manifest, key: str) -> Iterator[Check]:
     gateway = manifest.gateway()
     models = [service for service in manifest.wanted() if service.kind == "model"]
     for model in models:
-        yield tried(f"{model.name}-direct", partial(ask, model.port, model))
+        yield tried(f"{model.name}-direct", partial(ask, model, model))
     if gateway:
         for model in {model.served: model for model in models}.values():
-            yield tried(f"{model.served}-gateway", partial(ask, gateway.port, model, key))
-        yield tried("gateway-models", partial(names, gateway.port, key))
+            yield tried(f"{model.served}-gateway", partial(ask, gateway, model, key))
+        yield tried("gateway-models", partial(names, gateway, key))
         yield tried("gateway-health", partial(health, health_port(layout, manifest)))
         yield tried("gateway-metrics", partial(told, health_port(layout, manifest)))
     for check in of_neighbours(neighbours(layout)):
         yield Check(f"{check.name}-connectivity", check.good, check.said)
     if gateway and models:
         lightest = min(models, key=lambda model: need(layout, model))
-        yield tried("concurrent-requests", partial(together, gateway.port, lightest, key))
+        yield tried("concurrent-requests", partial(together, gateway, lightest, key))
 
 
 def tried(name: str, act: Callable[[], str]) -> Check:
@@ -51,13 +51,13 @@ def tried(name: str, act: Callable[[], str]) -> Check:
     return Check(name, True, f"{said} ({time.monotonic() - begun:.2f} s)")
 
 
-def ask(port: int, model: Service, key: str = "") -> str:
-    with Connection(port, key) as connection:
+def ask(server: Service, model: Service, key: str = "") -> str:
+    with Connection(server.port, key, tls=server.tls) as connection:
         return repr(answer(connection, model.served, model.task)["answer"])
 
 
-def names(port: int, key: str) -> str:
-    with Connection(port, key) as connection:
+def names(gateway: Service, key: str) -> str:
+    with Connection(gateway.port, key, tls=gateway.tls) as connection:
         return ", ".join(sorted(listed(connection)))
 
 
@@ -81,9 +81,9 @@ def need(layout: Layout, model: Service) -> int:
     return int(environment_of(path.read_text(encoding="utf-8")).get("CITADEL_NEED_BYTES", "0"))
 
 
-def together(port: int, model: Service, key: str) -> str:
+def together(gateway: Service, model: Service, key: str) -> str:
     with ThreadPoolExecutor(TOGETHER) as pool:
-        answers = list(pool.map(lambda _: ask(port, model, key), range(TOGETHER)))
+        answers = list(pool.map(lambda _: ask(gateway, model, key), range(TOGETHER)))
     return f"{len(answers)} answers of {model.served} at once"
 
 
@@ -95,7 +95,7 @@ def introduced(credential: Credential, manifest: Manifest) -> str:
     limit = time.monotonic() + PATIENCE
     while time.monotonic() < limit:
         try:
-            names(gateway.port, credential.secret)
+            names(gateway, credential.secret)
             break
         except StrangerError:
             if not credential.secret:

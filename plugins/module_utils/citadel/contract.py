@@ -85,11 +85,13 @@ def taken(ports: Mapping[str, Any]) -> dict[int, str]:
 
 
 def contract(
-    host: str, address: str, ports: Mapping[str, Any], models: Sequence[Model], *, tls: bool = False
+    host: str, address: str, ports: Mapping[str, Any], models: Sequence[Model], tls: Mapping[str, Any]
 ) -> Contract:
     taken(ports)
+    if tls and (set(tls) != {"certificate", "key"} or not all(str(path).startswith("/") for path in tls.values())):
+        raise ContractError(f"citadel_tls is {dict(tls)}: give the paths of two files on {host}, certificate and key")
     numbers = {name: int(ports[name]) for name in SERVICES}
-    return Contract(host, address, numbers, {model.name: service(model) for model in models}, tls)
+    return Contract(host, address, numbers, {model.name: service(model) for model in models}, bool(tls))
 
 
 def service(model: Model) -> Service:

@@ -33,7 +33,7 @@ def configuration(
         "server": {
             "drain": drain(models),
             "cors": {"origins": list(told["cors_origins"])},
-            "tls": dict(told["tls"]) or None,
+            **({"tls": dict(told["tls"])} if told["tls"] else {}),
         },
         "auth": {"keys_file": told["keys_file"], "anonymous": {"enabled": development, "tier": "basic"}},
         "logs": {"access": f"{told['logs']}/access.log", "audit": f"{told['logs']}/audit.log"},

@@ -98,7 +98,7 @@ def deploy(
         gateway_user="agent0",
         gateway_group="agent0",
         gateway_profile=profile,
-        gateway_ports={"api": 8000, "management": 8002, "health": 8080},
+        gateway_ports={"api": 8000, "management": 8002, "health": 8080, "export": 9090},
         gateway_limits=UNLIMITED,
         gateway_settings=settings,
         release_environments={"gateway": GATEWAY},

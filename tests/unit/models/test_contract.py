@@ -30,6 +30,8 @@ EMBEDDINGS = {
 TOLD: dict[str, Any] = {
     "profile": "development",
     "ports": PORTS,
+    "side_address": "",
+    "tls": {},
     "keys_file": "/k",
     "load_times": "/l",
     "logs": "/logs",
@@ -39,9 +41,10 @@ TOLD: dict[str, Any] = {
 
 
 def test_a_contract_has_what_others_need(models: Any) -> None:
-    found = contract.contract("llm-01", "10.0.0.1", PORTS, models({}, EMBEDDINGS)).as_dict()
+    found = contract.contract("llm-01", "10.0.0.1", PORTS, models({}, EMBEDDINGS), {}).as_dict()
     assert (found["host"], found["address"], found["ports"]) == ("llm-01", "10.0.0.1", PORTS)
-    assert found["scraped"] == ["10.0.0.1:8000"]
+    assert found["scraped"] == ["10.0.0.1:9090"]
+    assert found["url"] == "http://10.0.0.1:8000"
     vectors, hermes = found["models"]["vectors"], found["models"]["hermes-2"]
     assert [(one["name"], one["port"]) for one in vectors["instances"]] == [("vectors-1", 11410), ("vectors-2", 11510)]
     assert (vectors["kind"], vectors["vector_size"]) == ("embeddings", 384)
@@ -54,6 +57,14 @@ def test_ports_that_cannot_be_meant() -> None:
         contract.taken({**PORTS, "health": 8000})
     with pytest.raises(contract.ContractError, match="export is None: give the port of the metrics export"):
         contract.taken({"api": 1, "management": 2, "health": 3})
+
+
+def test_clients_come_by_tls_where_there_is_a_whole_pair(models: Any) -> None:
+    pair = {"certificate": "/etc/tls/a.pem", "key": "/etc/tls/a.key"}
+    assert contract.contract("llm-01", "10.0.0.1", PORTS, models(), pair).url == "https://10.0.0.1:8000"
+    for half in ({"certificate": "/etc/tls/a.pem"}, {**pair, "key": "a.key"}, {**pair, "ca": "/b"}):
+        with pytest.raises(contract.ContractError, match="give the paths of two files on llm-01, certificate and key"):
+            contract.contract("llm-01", "10.0.0.1", PORTS, models(), half)
 
 
 def test_a_scrape_never_takes_longer_than_its_interval() -> None:

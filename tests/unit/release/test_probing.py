@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ from citadel.release.probe import Connection, StrangerError, WrongError, answer,
 from citadel.release.services import Service
 from citadel.release.systemd import UnitState
 from citadel.release.trial import trial_unit
+from tests.certificates import made
 from tests.unit.release.world import World
 
 GOOD = {"choices": [{"message": {"content": "hello"}}], "usage": {"completion_tokens": 2}}
@@ -55,6 +57,15 @@ def server() -> Iterator[Server]:
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         yield server
         server.shutdown()
+
+
+def test_a_gateway_with_tls_is_asked_by_tls(server: Server, tmp_path: Path) -> None:
+    pair = made(tmp_path, "host")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.certificate, pair.key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    with Connection(server.server_port, tls=True) as connection:
+        assert answer(connection, "alpha", "chat")["answer"] == "hello"
 
 
 def ask(server: Server, status: int, body: object, task: str = "chat") -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -37,8 +38,13 @@ class StrangerError(WrongError):
 class Connection:
     """One connection kept for several questions, so that one process answers them all."""
 
-    def __init__(self, port: int, key: str = "", host: str = "127.0.0.1") -> None:
+    def __init__(self, port: int, key: str = "", host: str = "127.0.0.1", *, tls: bool = False) -> None:
         self._http = http.client.HTTPConnection(host, port, timeout=ANSWER)
+        if tls:
+            # the certificate names the host, and here is its own loopback: whoever listens there is known by the kernel
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            self._http = http.client.HTTPSConnection(host, port, timeout=ANSWER, context=context)
         self._key = key
         self.port = port
 

@@ -85,19 +85,19 @@ class HttpProber:
         """The gateway lists every model of the release, and each of them answers through it."""
         wanted = {model.served: model.task for model in manifest.services if model.kind == "model"}
         pid = self._systemd.show(service.unit).pid
-        with self._connected(service.port, pid) as connection:
+        with self._connected(service, pid) as connection:
             missing = sorted(wanted.keys() - listed(connection))
             if missing:
                 raise FailedError(f"the gateway on port {service.port} does not list {', '.join(missing)}")
             answers = [answer(connection, model, task) for model, task in sorted(wanted.items())]
         return {"port": service.port, "process": pid, "answers": answers}
 
-    def _connected(self, port: int, pid: int, attempts: int = 200) -> Connection:
+    def _connected(self, service: Service, pid: int, attempts: int = 200) -> Connection:
         """A connection that this process has accepted; the kernel hands them out as it likes."""
         for _ in range(attempts):
-            connection = Connection(port, self._credential.secret)
+            connection = Connection(service.port, self._credential.secret, tls=service.tls)
             listed(connection)
-            if server_of(connection.own_port, port, family(pid)):
+            if server_of(connection.own_port, service.port, family(pid)):
                 return connection
             connection.close()
-        raise FailedError(f"process {pid} accepted none of {attempts} connections to port {port}")
+        raise FailedError(f"process {pid} accepted none of {attempts} connections to port {service.port}")

@@ -22,6 +22,7 @@ GATEWAY_PREFIX = "citadel-gateway@"
 MANAGED = re.compile(r"^citadel-[\w@.-]+\.(service|socket|target|timer|path|slice)$")
 DROP_INS = re.compile(MANAGED.pattern[:-1] + r"\.d$")
 _OPTION = re.compile(r"^([\w-]+):[ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
+_TLS = re.compile(r"^Environment=CITADEL_TLS=1$", re.MULTILINE)
 _DIGEST = re.compile(r"\bCITADEL_DIGEST=\"?([0-9A-Za-z:]+)")
 
 
@@ -37,6 +38,7 @@ class Service:
     port: int = 0
     task: str = "chat"  # or embeddings
     timeout: float = 900.0  # seconds that a start may take
+    tls: bool = False
 
     @property
     def measure(self) -> str:
@@ -78,7 +80,8 @@ def services_of(files: Mapping[str, str]) -> list[Service]:
         carried = _DIGEST.search(text)
         if unit.name == GATEWAY_TEMPLATE:
             digest = carried.group(1) if carried else _gateway_digest(files)
-            found.append(Service(unit.name, "gateway", digest, port=_client_port(files), timeout=60.0))
+            tls = bool(_TLS.search(text))
+            found.append(Service(unit.name, "gateway", digest, port=_client_port(files), timeout=60.0, tls=tls))
         elif carried and "@." not in unit.name:
             found.append(Service(unit.name, "other", carried.group(1)))
     return found
