@@ -108,15 +108,17 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         wrong.ops = [_SWAPS[type(node.ops[0])](), *wrong.ops[1:]]  # type: ignore[list-item]
         yield f"{type(node.ops[0]).__name__} -> {type(wrong.ops[0]).__name__}", wrong
     elif isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign) and type(node.op) in _SWAPS:
-        other = copy.deepcopy(node)
-        other.op = _SWAPS[type(node.op)]()  # type: ignore[assignment]
-        yield f"{type(node.op).__name__} -> {type(other.op).__name__}", other
+        turned = copy.deepcopy(node)
+        turned.op = _SWAPS[type(node.op)]()  # type: ignore[assignment]
+        yield f"{type(node.op).__name__} -> {type(turned.op).__name__}", turned
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         yield "without not", node.operand
     elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
         yield f"{node.value} -> {not node.value}", ast.copy_location(ast.Constant(not node.value), node)
     elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        yield f"{node.value} -> {node.value + 1}", ast.copy_location(ast.Constant(node.value + 1), node)
+        # one more of a hundred thousand makes no difference that anybody has to notice
+        other = node.value + 1 if abs(node.value) <= 1 else node.value * 2
+        yield f"{node.value} -> {other}", ast.copy_location(ast.Constant(other), node)
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("min", "max"):
         call = copy.deepcopy(node)
         call.func = ast.copy_location(ast.Name("max" if node.func.id == "min" else "min", ast.Load()), node)
