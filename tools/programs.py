@@ -97,6 +97,10 @@ NEEDS = (
     Need("util-linux", CHECK, "prlimit"),
     # of the role environment, which tests run on this machine too
     Need("util-linux", frozenset({"test"}), "flock"),
+    # of the role host likewise, and what reads the settings of needrestart
+    Need("libc-bin", CHECK, "getent"),
+    Need("dpkg", CHECK, "dpkg-query"),
+    Need("perl-base", CHECK, "perl"),
     # named by units, whose programs systemd-analyze looks for
     Need("procps", CHECK, "kill"),
     Need("systemd", CHECK, "systemd-analyze"),
