@@ -25,7 +25,7 @@ author: [citadel-llm]
 """
 
 RETURN = r"""
-changed_folders: {description: 'Path, owner and mode of what was made or set right', returned: success, type: list, elements: str}
+changed_folders: {description: What was made or set right, returned: success, type: list, elements: str}
 """
 
 EXAMPLES = r"""

@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "roles/host/files/etc/needrestart/conf.d/citadel-llm.conf"
 
 
-def module(name: str, *options: str, **arguments: Any) -> dict[str, Any]:
-    command = ["ansible", "localhost", "-c", "local", "-m", name, "-a", json.dumps(arguments), *options]
+def module(called: str, *options: str, **arguments: Any) -> dict[str, Any]:
+    command = ["ansible", "localhost", "-c", "local", "-m", called, "-a", json.dumps(arguments), *options]
     done = subprocess.run(
         [*command, "-i", "localhost,"],
         cwd=ROOT,

@@ -62,7 +62,7 @@ def person(passwd: str, shadow: str) -> list[str]:
         return []
     fields = passwd.strip().split(":")
     uid, home, shell = fields[2], fields[5], fields[6]
-    password = (shadow.strip().split(":") + [""])[1]
+    password = shadow.strip().split(":")[1] if shadow.strip() else ""
     return [
         *([f"its uid is {uid}"] if int(uid) >= 1000 else []),
         *([f"its shell is {shell}"] if Path(shell).name not in {"nologin", "false", "sync"} else []),
@@ -78,8 +78,8 @@ def objections(found: Found, wanted: Wanted, reached_as: str = "") -> list[str]:
     said = []
     if oldest is None or _number(found.version) < oldest:
         said.append(
-            f"runs {system or 'an unknown system'}; this product is made for Ubuntu 24.04 and runs on Debian 12 and 13: "
-            "install one of them."
+            f"runs {system or 'an unknown system'}; this product is made for Ubuntu 24.04 and runs on Debian 12 and "
+            "13: install one of them."
         )
     if found.cores < wanted.cores:
         said.append(

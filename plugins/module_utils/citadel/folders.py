@@ -24,7 +24,7 @@ class Folder:
 
     @classmethod
     def of(cls, path: str, given: Mapping[str, Any], owner: str, group: str) -> Folder:
-        """Whoever is named as its owner has a group of that name; where nobody is named, it is owned by all the same."""
+        """An owner who is named has a group of that name; the others are owned by all the same."""
         mode = str(given.get("mode", ""))
         if not path.startswith("/"):
             raise FolderError(f"{path!r} is no place for a folder: give an absolute path")
