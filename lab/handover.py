@@ -52,11 +52,15 @@ def pip_configuration(settings: dict[str, list[str]]) -> str:
 
 
 def binds(lab: Lab, host: Host) -> list[str]:
-    """Read-only: packages and model files. Writable: downloads that the next lab can use again."""
+    """Read-only: packages and model files. Writable: what was downloaded or compiled, for the next lab."""
     options = [f"--bind-ro={folder}" for folder in local_folders(pip_settings())]
     options.append(f"--bind-ro={models(lab)}:/srv/models")
     options.append(f"--bind-ro={python_mirror.mirror(lab.cache)}:{python_mirror.INSIDE}")
-    for name, inside in (("apt", "/var/cache/apt/archives"), ("packages", "/var/cache/citadel-packages")):
+    for name, inside in (
+        ("apt", "/var/cache/apt/archives"),
+        ("packages", "/var/cache/citadel-packages"),
+        ("compiled", "/var/cache/citadel-compiled"),
+    ):
         shared = lab.cache / "downloads" / host.name / name
         (shared / "partial").mkdir(parents=True, exist_ok=True)
         options.append(f"--bind={shared}:{inside}")
