@@ -26,12 +26,15 @@ def test_a_host_is_known_by_its_own_files(tmp_path: Path, text: str, distributio
     (tmp_path / "etc/os-release").write_text(text)
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal: 131072000 kB\nMemFree: 1 kB\n")
-    asked: list[list[str]] = []
-    found = Found.here(
-        Wanted("agent0", 1, 1, "/usr/bin/python3.12"), tmp_path, lambda command: asked.append(command) or ""
-    )
+    asked: list[str] = []
+
+    def run(command: list[str]) -> str:
+        asked.append(command[1])
+        return ""
+
+    found = Found.here(Wanted("agent0", 1, 1, "/usr/bin/python3.12"), tmp_path, run)
     assert (found.distribution, found.version, found.memory) == (distribution, version, 131072000 * 1024)
-    assert [command[1] for command in asked] == ["passwd", "shadow"]
+    assert asked == ["passwd", "shadow"]
     assert not found.python, "there is no /usr/bin/python3.12"
 
 

@@ -143,7 +143,7 @@ def _proofs(proof: list[dict[str, Any]]) -> list[str]:
         for answer in answers:
             if "answer" in answer:
                 text = " ".join(str(answer["answer"]).split()).replace("|", "\\|")[:60]
-                took = answer.get("seconds", answer.get("answer_seconds", ""))
+                took = answer.get("seconds", "")
                 rows.append(f"| {entry['unit']} | {answer.get('model', '')} | {text} | {took} |")
     return rows
 

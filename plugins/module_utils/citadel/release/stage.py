@@ -38,7 +38,6 @@ class Wish:
     environments: Mapping[str, str] = field(default_factory=dict)
     models: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
-    capacity: Mapping[str, Any] = field(default_factory=dict)
     who: str = ""
     at: str = ""
 
@@ -62,7 +61,6 @@ def manifest_of(layout: Layout, wish: Wish, live: Live) -> Manifest:
         services=tuple(services_of(wish.files)),
         source=dict(wish.source),
         created={"by": wish.who, "at": wish.at},
-        capacity=dict(wish.capacity),
     )
 
 
