@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from lab import python_mirror
-from lab.settings import FLEET, USER, Host, Lab
+from lab.settings import FLEET, USER, Lab, LabHost
 from lab.shell import lines, run, succeeds
 
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -51,12 +51,16 @@ def pip_configuration(settings: dict[str, list[str]]) -> str:
     return f"[global]\n{body}"
 
 
-def binds(lab: Lab, host: Host) -> list[str]:
-    """Read-only: packages and model files. Writable: downloads that the next lab can use again."""
+def binds(lab: Lab, host: LabHost) -> list[str]:
+    """Read-only: packages and model files. Writable: what was downloaded or compiled, for the next lab."""
     options = [f"--bind-ro={folder}" for folder in local_folders(pip_settings())]
     options.append(f"--bind-ro={models(lab)}:/srv/models")
     options.append(f"--bind-ro={python_mirror.mirror(lab.cache)}:{python_mirror.INSIDE}")
-    for name, inside in (("apt", "/var/cache/apt/archives"), ("packages", "/var/cache/citadel-packages")):
+    for name, inside in (
+        ("apt", "/var/cache/apt/archives"),
+        ("packages", "/var/cache/citadel-packages"),
+        ("compiled", "/var/cache/citadel-compiled"),
+    ):
         shared = lab.cache / "downloads" / host.name / name
         (shared / "partial").mkdir(parents=True, exist_ok=True)
         options.append(f"--bind={shared}:{inside}")
@@ -83,7 +87,7 @@ def key(lab: Lab) -> Path:
     return private
 
 
-def settle(lab: Lab, host: Host, root: Path) -> None:
+def settle(lab: Lab, host: LabHost, root: Path) -> None:
     """Write into a host's root what a person would set up by hand before Ansible can reach it."""
 
     def write(path: str, text: str, mode: int = 0o644) -> None:

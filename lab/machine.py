@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from lab.settings import Host, Lab, LabError
+from lab.settings import Lab, LabError, LabHost
 from lab.shell import run, succeeds
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -69,7 +69,7 @@ def refuse_foreign(lab: Lab) -> None:
 class Machine:
     """The life of one host. Every method may be called in any state and brings it on from there."""
 
-    def __init__(self, lab: Lab, host: Host) -> None:
+    def __init__(self, lab: Lab, host: LabHost) -> None:
         self.lab, self.host = lab, host
         self.directory = lab.host_directory(host)
         self.root = self.directory / "root"

@@ -33,7 +33,7 @@ USER = "admin"
 
 
 @dataclass(frozen=True)
-class Host:
+class LabHost:
     """One machine of the lab. The last octet of its address is the one it has in the estate."""
 
     name: str
@@ -59,9 +59,9 @@ BASE_PACKAGES = (
 
 # Debian 13 is the nearest to Ubuntu 24.04 that there is, and has the estate's PostgreSQL, Pgpool-II and Redis.
 HOSTS = (
-    Host("llm-01", 29, suite=TRIXIE),
-    Host("data-01", 35, ("postgresql", "pgpool2", "redis-server", "python3-psycopg2"), TRIXIE, "database_servers"),
-    Host(
+    LabHost("llm-01", 29, suite=TRIXIE),
+    LabHost("data-01", 35, ("postgresql", "pgpool2", "redis-server", "python3-psycopg2"), TRIXIE, "database_servers"),
+    LabHost(
         "metrics-01",
         37,
         ("prometheus", "prometheus-alertmanager", "prometheus-pushgateway", "prometheus-node-exporter"),
@@ -69,7 +69,7 @@ HOSTS = (
     ),
 )
 # only there when it is asked for: a second LLM server with one small model, on Debian 12
-FLEET = (Host("llm-02", 28),)
+FLEET = (LabHost("llm-02", 28),)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Lab:
 
     prefix: str
     network: ipaddress.IPv4Network
-    hosts: tuple[Host, ...] = HOSTS
+    hosts: tuple[LabHost, ...] = HOSTS
     cache: Path = field(default_factory=lambda: cache_directory())  # noqa: PLW0108 - defined below
 
     @classmethod
@@ -159,13 +159,13 @@ class Lab:
         """Shared ssh connections, apart from every other lab's and where no path is too long for a socket."""
         return Path("/run/citadel-lab") / self.prefix
 
-    def host_directory(self, host: Host) -> Path:
+    def host_directory(self, host: LabHost) -> Path:
         return self.directory / "hosts" / host.name
 
-    def address(self, host: Host) -> str:
+    def address(self, host: LabHost) -> str:
         return str(self.network[host.octet])
 
-    def machine(self, host: Host) -> str:
+    def machine(self, host: LabHost) -> str:
         return f"{self.prefix}-{host.name}"
 
     def saved(self) -> dict[str, Any]:

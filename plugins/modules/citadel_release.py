@@ -10,9 +10,9 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.citadel.release.diff import differences
 from ansible.module_utils.citadel.release.failure import RefusedError
 from ansible.module_utils.citadel.release.history import GOOD, Histories
-from ansible.module_utils.citadel.release.host import now
 from ansible.module_utils.citadel.release.layout import Layout
 from ansible.module_utils.citadel.release.plan import plan
+from ansible.module_utils.citadel.release.server import now
 from ansible.module_utils.citadel.release.services import listening
 from ansible.module_utils.citadel.release.stage import Wish, manifest_of, stage
 from ansible.module_utils.citadel.release.survey import survey
@@ -40,10 +40,6 @@ options:
     default: {}
   source:
     description: Where the content comes from, as C(revision) and C(dirty).
-    type: dict
-    default: {}
-  capacity:
-    description: The verdict of the capacity plan, as C(fits) and C(why).
     type: dict
     default: {}
   who:
@@ -99,7 +95,6 @@ def main() -> None:
             "environments": {"type": "dict", "default": {}},
             "models": {"type": "dict", "default": {}},
             "source": {"type": "dict", "default": {}},
-            "capacity": {"type": "dict", "default": {}},
             "who": {"type": "str", "default": ""},
             "root": {"type": "path", "default": "/"},
         },
@@ -113,7 +108,7 @@ def main() -> None:
 
 def _stage(wanted: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     layout = Layout(Path(wanted["root"]))
-    keys = ("files", "environments", "models", "source", "capacity", "who")
+    keys = ("files", "environments", "models", "source", "who")
     wish = Wish(**{key: wanted[key] for key in keys}, at=now())
     live = survey(layout, Systemctl(), units=True)
     manifest = manifest_of(layout, wish, live)

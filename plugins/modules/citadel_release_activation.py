@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.citadel.release.activation import Request, begin, follow, follow_step
 from ansible.module_utils.citadel.release.failure import RefusedError
 from ansible.module_utils.citadel.release.layout import Layout
-from ansible.module_utils.citadel.release.unit import Request, begin, follow, follow_step
 
 DOCUMENTATION = r"""
 module: citadel_release_activation

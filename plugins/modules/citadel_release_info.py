@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.citadel.release.failure import RefusedError
-from ansible.module_utils.citadel.release.host import now
 from ansible.module_utils.citadel.release.layout import Layout
+from ansible.module_utils.citadel.release.server import now
 from ansible.module_utils.citadel.release.table import rows, table
 
 DOCUMENTATION = r"""

@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 
 from citadel import inspection, logs, prestart, ready, status
+from citadel.release.failure import RefusedError
 from citadel.release.layout import Layout
+from citadel.release.systemd import Systemctl, UnitState
+from citadel.release.transaction import Terms, activate
 from tests.unit.release.world import World, release_files
 
 AT = {"__REALTIME_TIMESTAMP": "1767225600000000"}  # 2026-01-01
@@ -141,10 +144,10 @@ def test_a_model_that_nobody_knows_and_one_that_runs(
     prestart.add_arguments(parser)
     assert prestart.run(parser.parse_args(["nobody"])) == 1
     assert "nobody cannot start" in (told := capsys.readouterr().err) and "there are alpha" in told
-    monkeypatch.setattr(ready, "look_at", lambda unit: ready.Unit("active", "running", 7, 0, ""))
+    monkeypatch.setattr(Systemctl, "show", lambda self, unit: UnitState("active", "running", 7))
     assert prestart.run(parser.parse_args(["alpha"])) == 0
     assert "alpha runs already, as process 7" in capsys.readouterr().out
-    monkeypatch.setattr(ready, "look_at", lambda unit: ready.Unit("inactive", "dead", 0, 0, ""))
+    monkeypatch.setattr(Systemctl, "show", lambda self, unit: UnitState("inactive", "dead", 0))
     assert prestart.run(parser.parse_args(["alpha"])) == 1
     assert "alpha.env does not set CITADEL_ENVIRONMENT" in capsys.readouterr().err
 
@@ -156,3 +159,13 @@ def test_a_model_that_loads_is_not_well_yet(tmp_path: Path) -> None:
     found = {check.name: check for check in status.of_units(world.systemd, manifest, lambda _: False)}
     assert found["citadel-llm@alpha.service"].said.endswith("nothing listens on port 11400 yet")
     assert not found["citadel-llm@alpha.service"].good
+
+
+def test_only_a_model_of_the_live_release_is_waited_for(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    with pytest.raises(RefusedError, match=r"no model 'alpha'; it has none"):
+        ready.model_of(world.layout, "alpha")
+    assert activate(world.host(), world.stage(release_files(alpha="a1", beta="b1")).id, Terms("tester")).good
+    assert ready.model_of(world.layout, "beta").name == "beta"
+    with pytest.raises(RefusedError, match=r"no model 'gamma'; it has alpha, beta"):
+        ready.model_of(world.layout, "gamma")

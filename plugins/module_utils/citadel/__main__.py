@@ -12,7 +12,7 @@ VERBS: dict[str, str] = {
     "audit": "inspection",
     "capacity": "capacity",
     "diagnose": "inspection",
-    "face": "face",
+    "face": "gateway_service",
     "fetch": "fetch",
     "logs": "logs",
     "prestart": "prestart",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,6 +45,12 @@ def configuration(
         "models": {model.name: of_model(model, instances, names[model.name]) for model in models},
     }
     return merged(derived, settings)
+
+
+def digest(source: Mapping[str, str], *parts: Any) -> str:
+    """Names all that a gateway is made of: another digest than that of the running process means a replacement."""
+    whole = "\n".join([json.dumps(source, sort_keys=True), *map(str, parts)])
+    return hashlib.sha256(whole.encode()).hexdigest()
 
 
 def drain(models: Sequence[Model]) -> float:

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from . import ready, safetensors, store
+from . import safetensors, store
 from .release.services import environment_of
+from .release.systemd import Systemctl
 from .topology import GIB, nearest_existing, read_meminfo
 
 CACHE_LEAST = GIB  # for compiled kernels
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         known = ", ".join(sorted(path.stem for path in config.parent.glob("*.env")))
         print(f"{name} cannot start: {settings} is missing; there are {known or 'none'}", file=sys.stderr)
         return 1
-    pid = ready.look_at(f"citadel-llm@{name}.service").pid if "CITADEL_MODEL" not in os.environ else 0
+    pid = Systemctl().show(f"citadel-llm@{name}.service").pid if "CITADEL_MODEL" not in os.environ else 0
     if pid:
         print(f"{name} runs already, as process {pid}; its port and its memory are its own")
         return 0

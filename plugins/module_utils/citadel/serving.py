@@ -156,13 +156,19 @@ def instance(place: Placed, places: Places) -> dict[str, Any]:
     }
 
 
-def digest(*parts: str) -> str:
-    """Names all that an instance depends on: another digest means that it has to be restarted."""
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(part.encode())
-        whole.update(b"\0")
-    return whole.hexdigest()
+def digest(told: Mapping[str, Any], unit: str, rendered: str, stored: str) -> str:
+    """Names all that an instance depends on: the unit of all, its options as written, what systemd grants it, and the
+    files of its model. Another digest than that of the running process means a restart."""
+    parts = (
+        unit,
+        rendered,
+        told["memory_max_bytes"],
+        told["cpus"],
+        json.dumps(told["unit"], sort_keys=True),
+        json.dumps(told["environment"], sort_keys=True),
+        stored,
+    )
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 
 
 def instances(placed: Sequence[Placed], places: Places) -> list[Mapping[str, Any]]:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from .release.failure import FailedError, RefusedError
 from .release.history import live_release
-from .release.host import now
 from .release.layout import Layout
 from .release.manifest import Manifest, read_manifest
 from .release.probe import Connection
+from .release.server import now
 from .release.services import GATEWAY_PREFIX, environment_of
 from .release.systemd import Systemctl, Systemd
 from .topology import GIB, read_meminfo

@@ -16,15 +16,15 @@ import pytest
 from lab.__main__ import down, up
 from lab.machine import CGROUPS, Machine, running
 from lab.network import FORWARDING
-from lab.settings import ROOT, Host, Lab
+from lab.settings import ROOT, Lab, LabHost
 from tools import programs
 
 pytestmark = pytest.mark.timeout(600)
-ONE_HOST = "Lab.from_environment(), hosts=(Host('llm-01', 29),)"
+ONE_HOST = "Lab.from_environment(), hosts=(LabHost('llm-01', 29),)"
 COMES_UP = f"""
 from dataclasses import replace
 from lab.__main__ import up
-from lab.settings import Host, Lab
+from lab.settings import LabHost, Lab
 up(replace({ONE_HOST}))
 """
 
@@ -36,7 +36,7 @@ def lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     ours = Lab.from_environment().beside("c")
     for name, value in ours.settings.items():
         monkeypatch.setenv(name, value)
-    small = replace(ours, hosts=(Host("llm-01", 29),))
+    small = replace(ours, hosts=(LabHost("llm-01", 29),))
     yield small
     down(small)
 

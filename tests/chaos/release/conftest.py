@@ -19,19 +19,19 @@ from typing import Any
 
 import pytest
 
+from citadel.release.activation import RESULTS, UNIT, Request, command, start
 from citadel.release.failure import RefusedError
 from citadel.release.history import live_release
-from citadel.release.host import now
 from citadel.release.layout import Layout
 from citadel.release.manifest import Manifest, read_manifest
 from citadel.release.probe import Connection
+from citadel.release.server import now
 from citadel.release.stage import Wish, manifest_of, stage
 from citadel.release.survey import Live
-from citadel.release.unit import RESULTS, UNIT, Request, command, start
 from lab import handover, network, preflight
 from lab.__main__ import down
 from lab.machine import Machine, wait
-from lab.settings import Host, Lab
+from lab.settings import Lab, LabHost
 from lab.tree import tree
 from tests.chaos.release.box.content import ENVIRONMENT
 from tools import programs
@@ -194,7 +194,7 @@ def box() -> Iterator[Box]:
     if os.geteuid() != 0 or programs.missing("demo"):
         pytest.skip("a host with systemd needs root and the lab's programs (`sudo make test` installs them)")
     # a name, a bridge and addresses of its own: whatever this machine or another checkout serves is not met
-    lab = replace(Lab.from_environment().beside("b"), hosts=(Host("box", 29),))
+    lab = replace(Lab.from_environment().beside("b"), hosts=(LabHost("box", 29),))
     with preflight.only_one(lab):
         down(lab)  # what a run that was killed has left
         lab.directory.mkdir(parents=True, exist_ok=True)

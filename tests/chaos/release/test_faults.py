@@ -106,8 +106,12 @@ def test_power_cut(box: Box, old: str, client: Callable[..., Client], step: str)
 
 WRONG: dict[str, tuple[dict[str, dict[str, Any]], dict[str, Any], str]] = {
     "a model crashes": ({**OLD, "alpha": {"wrong": "crash"}}, {}, "there is no such model"),
-    "a model never gets ready": ({**OLD, "beta": {"wrong": "never"}}, {}, "within 8 s"),
-    "a model answers nonsense": ({**OLD, "beta": {"wrong": "nonsense"}}, {}, "without a single token"),
+    "a model never gets ready": ({**OLD, "beta": {"wrong": "never"}}, {}, "is not proven after 8 s"),
+    "a model answers nonsense": (
+        {**OLD, "beta": {"wrong": "nonsense"}},
+        {},
+        "nothing that can be read as an answer",
+    ),
     "the gateway answers nonsense": (OLD, {"wrong": True}, "with no JSON object"),
 }
 

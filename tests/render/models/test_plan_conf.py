@@ -16,7 +16,7 @@ TEMPLATE = ROOT / "roles/models/templates/units/citadel-llm@instance.service.d/p
 def test_the_planned_node_reaches_systemd(nodes: int) -> None:
     instance = SimpleNamespace(memory_max_bytes=1, cpus="8-11", start_seconds=60, node=1, unit={})
     text = Template(TEMPLATE.read_text(), trim_blocks=True).render(
-        instance=instance, models_plan=SimpleNamespace(nodes=nodes), ansible_managed="by us"
+        instance=instance, models_capacity=SimpleNamespace(nodes=nodes), ansible_managed="by us"
     )
     assert ("NUMAPolicy=bind\nNUMAMask=1\n" in text) == (nodes == 2)
     assert "AllowedCPUs=8-11\n" in text

@@ -7,12 +7,12 @@ import os
 
 import pytest
 
+from citadel.release.activation import Request, command, start, steps
 from citadel.release.failure import RefusedError
 from citadel.release.journal import Journal, read_story, set_reserve
 from citadel.release.layout import Layout
 from citadel.release.lock import locked
 from citadel.release.transaction import recover
-from citadel.release.unit import Request, command, start, steps
 from tests.unit.release.test_probing import Recorded
 from tests.unit.release.world import World
 

@@ -18,7 +18,7 @@ import pytest
 
 from citadel.release.failure import FailedError
 from citadel.release.peer import family, server_of
-from citadel.release.probe import Connection, StrangerError, WrongError, answer, await_proof, listed
+from citadel.release.probe import Connection, StrangerError, WrongError, answer, await_proof, listed, own_answer
 from citadel.release.services import Service
 from citadel.release.systemd import UnitState
 from citadel.release.trial import trial_unit
@@ -152,6 +152,37 @@ def test_waiting_ends_with_a_proof_a_death_a_wrong_answer_or_the_time(world: Wor
     with pytest.raises(FailedError, match=r"is inactive \(dead\)"):
         wait(42)
     assert now == begun, "it waited for what will not come"
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (UnitState("failed", "failed", 0, 0, "oom-kill"), r"is failed \(failed\), result oom-kill"),
+        (
+            UnitState("activating", "auto-restart", 0, 1, "exit-code"),
+            r"is activating \(auto-restart\), result exit-code",
+        ),
+        (UnitState("active", "running", 11, 1), "died and was started again"),
+    ],
+)
+def test_a_crash_is_told_at_once_with_the_units_last_words(
+    world: World, monkeypatch: pytest.MonkeyPatch, end: UnitState, said: str
+) -> None:
+    loading = UnitState("active", "running", 10)
+    states = iter([loading, loading, loading])
+    monkeypatch.setattr(world.systemd, "show", lambda unit: next(states, end))
+    nobody = Service("citadel-llm@alpha.service", "model", "a1", "alpha", "alpha", 1, timeout=60)
+    with pytest.raises(FailedError, match=rf"(?s)citadel-llm@alpha\.service {said}.*Its last words: last words"):
+        await_proof(world.systemd, nobody, lambda: own_answer(nobody), pause=lambda seconds: None)
+
+
+def test_a_model_answers_on_its_own_port_under_its_own_name(server: Server) -> None:
+    model = Service("citadel-llm@alpha.service", "model", "a1", "alpha", "alpha", server.server_port)
+    server.body = json.dumps({"data": [{"id": "alpha"}], **GOOD}).encode()
+    assert own_answer(model)["answer"] == "hello"
+    server.body = json.dumps({"data": [{"id": "beta"}]}).encode()
+    with pytest.raises(WrongError, match=r"serves beta instead of alpha: another process has the port"):
+        own_answer(model)
 
 
 def test_the_kernel_knows_who_answers(server: Server) -> None:

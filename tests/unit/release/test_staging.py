@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -115,3 +116,12 @@ def test_files_of_somebody_else_are_not_replaced(world: World) -> None:
     assert "citadel-llm.target is not of a release: move it away" in str(refused.value)
     assert "opt/citadel/llm-server is no link of ours" in str(refused.value)
     assert Path(world.layout.units / "citadel-llm.target").read_text() == "made by hand"
+
+
+def test_a_release_of_an_earlier_version_says_more_and_is_read(world: World) -> None:
+    manifest = world.stage(release_files(alpha="a1"))
+    file = world.layout.release(manifest.id) / "manifest.json"
+    file.chmod(0o644)
+    file.write_text(json.dumps({**json.loads(file.read_text()), "capacity": {"fits": True}}))
+    assert read_manifest(world.layout.release(manifest.id)) == manifest
+    assert activate(world.host(), manifest.id, Terms("tester")).good

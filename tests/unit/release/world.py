@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from citadel.release.failure import FailedError
-from citadel.release.host import Host
 from citadel.release.layout import Layout
 from citadel.release.manifest import Manifest
 from citadel.release.move import FACE
+from citadel.release.server import Server
 from citadel.release.services import GATEWAY_PREFIX, Service
 from citadel.release.stage import Wish, manifest_of, stage
 from citadel.release.survey import Live
@@ -177,9 +177,9 @@ class World:
         self.told: list[str] = []
         self.tick = 0
 
-    def host(self) -> Host:
+    def host(self) -> Server:
         """As a new process sees the host: nothing is remembered but what is on disk and what runs."""
-        return Host(
+        return Server(
             self.layout,
             self.systemd,
             self.proofs,

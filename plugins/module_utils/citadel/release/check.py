@@ -33,7 +33,6 @@ def check(layout: Layout, systemd: Systemd, manifest: Manifest, live: Live, run:
         *_parts(layout, manifest),
         *strangers(layout, manifest, live.manifest),
         *_disk(layout),
-        *_capacity(manifest),
         *_ports(layout, systemd, manifest, live),
         *(f"unit: {line}" for line in systemd.verify(_unit_files(release, manifest))),
         *_gateway(layout, manifest, run or _run),
@@ -83,12 +82,6 @@ def _disk(layout: Layout) -> list[str]:
     except OSError as error:
         return [f"{layout.state} cannot take a write ({error.strerror}): make room first"]
     return []
-
-
-def _capacity(manifest: Manifest) -> list[str]:
-    if manifest.capacity.get("fits", True):
-        return []
-    return [f"the capacity plan says that it does not fit: {manifest.capacity.get('why', 'run make capacity')}"]
 
 
 def _ports(layout: Layout, systemd: Systemd, manifest: Manifest, live: Live) -> list[str]:

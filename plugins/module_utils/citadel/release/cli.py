@@ -12,11 +12,11 @@ from typing import Any
 from .failure import RefusedError
 from .files import write_json
 from .gate import ManagementGate
-from .host import Host, now
 from .layout import Layout
 from .manifest import read_manifest, tampering
 from .prober import HttpProber
 from .retention import Keep
+from .server import Server, now
 from .systemd import Systemctl
 from .table import rows, table
 from .transaction import Outcome, Terms, activate, recover, rollback
@@ -48,31 +48,31 @@ def run(arguments: argparse.Namespace) -> int:
     systemd = Systemctl()
     try:
         with HttpProber(layout, systemd) as prober:
-            return _act(Host(layout, systemd, prober, ManagementGate(layout)), arguments)
+            return _act(Server(layout, systemd, prober, ManagementGate(layout)), arguments)
     except RefusedError as refusal:
         print(refusal, file=sys.stderr)
         _result(arguments, {"outcome": "refused", "good": False, "said": str(refusal)})
         return 2
 
 
-def _act(host: Host, arguments: argparse.Namespace) -> int:
+def _act(server: Server, arguments: argparse.Namespace) -> int:
     match arguments.act:
         case "activate":
-            return _ended(arguments, activate(host, arguments.release, _terms(arguments)))
+            return _ended(arguments, activate(server, arguments.release, _terms(arguments)))
         case "rollback":
-            return _ended(arguments, rollback(host, arguments.to, _terms(arguments)))
+            return _ended(arguments, rollback(server, arguments.to, _terms(arguments)))
         case "recover":
-            outcome = recover(host, boot=arguments.boot)
+            outcome = recover(server, boot=arguments.boot)
             if outcome is None:
                 return 0
             _ended(arguments, outcome)
             return 1 if outcome.outcome == "stuck" else 0
         case "list":
-            entries = rows(host.layout)
+            entries = rows(server.layout)
             print(json.dumps(entries, indent=2) if arguments.json else table(entries, now()))
             return 0
         case _:
-            release = host.layout.release(arguments.release)
+            release = server.layout.release(arguments.release)
             found = tampering(release, read_manifest(release))
             print("\n".join(found) or f"{arguments.release} is what its manifest says.")
             return 1 if found else 0

@@ -1,28 +1,29 @@
 """The gateway's modules compiled beside their source, by the environment that will run them.
 
-What is compiled follows from the source and the environment, so a release that shares both with another takes it from
-there: most deployments compile nothing. It is no part of the release's digest, so it has digests of its own.
+What is compiled follows from the source and the environment, and takes longer than all else of a staging: it is kept on
+the host under the digest of both, so no source is compiled twice. It is no part of the release's digest, so it has
+digests of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from .failure import RefusedError
 from .layout import Layout
-from .manifest import COMPILED, COMPILED_DIGESTS, Manifest, digests_of, read_manifest, tampering
+from .manifest import COMPILED, COMPILED_DIGESTS, Manifest, digests_of
 
 _SOURCE = "gateway/"
 _PATIENCE = 900.0
-
-Run = Callable[[list[str], dict[str, str]], "subprocess.CompletedProcess[str]"]
+KEPT = 4  # results of as many sources stay, those that were used last
 
 
 def gateway_paths(release: Path) -> dict[str, str]:
@@ -42,22 +43,67 @@ def compiled_gateway(
     if not environment or not source or not (layout.inside(environment) / "bin" / "mypyc").exists():
         yield None
         return
-    like = _same(layout, manifest)
-    if like is not None:
-        yield like / COMPILED
+    entry = layout.compiled / _digest(layout.inside(environment), manifest)
+    if _whole(entry):
+        _used(entry)
+        yield entry / COMPILED
         return
     with tempfile.TemporaryDirectory(prefix="citadel-compile-") as name:
         for path, text in source.items():
             target = Path(name, path)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, encoding="utf-8", newline="")
-        yield _compile(layout.inside(environment) / "bin", Path(name), tell)
+        folder = _compile(layout.inside(environment) / "bin", Path(name), tell)
+        if folder:
+            _keep(folder, entry)
+        yield folder
 
 
 def add_compiled(release: Path, folder: Path) -> None:
-    """Put it into a release that is being written, and write down what it was."""
+    """Put it into a release that is being written, or where results are kept, and write down what it was."""
     shutil.copytree(folder, release / COMPILED)
     (release / COMPILED_DIGESTS).write_text(json.dumps(digests_of(release / COMPILED), indent=1), encoding="utf-8")
+
+
+def _digest(environment: Path, manifest: Manifest) -> str:
+    """Names the sources, the compiler (an environment's name is its packages' digest), and what it compiles for."""
+    source = {path: digest for path, digest in manifest.files.items() if path.startswith(_SOURCE)}
+    version = environment / "pyvenv.cfg"
+    python = version.read_text(encoding="utf-8") if version.is_file() else ""
+    parts = [source, environment.name, python, platform.machine(), platform.libc_ver()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _whole(entry: Path) -> bool:
+    """Unaltered since it was kept: a power cut or a bad disk costs a compilation, never a gateway."""
+    try:
+        expected = json.loads((entry / COMPILED_DIGESTS).read_text(encoding="utf-8"))
+        return bool(expected) and digests_of(entry / COMPILED) == expected
+    except (OSError, ValueError):
+        return False
+
+
+def _used(entry: Path) -> None:
+    with contextlib.suppress(OSError):
+        os.utime(entry)
+
+
+def _keep(folder: Path, entry: Path) -> None:
+    """For the next release of this source, and no longer than others are used more. That there is no room for it is no
+    reason to fail."""
+    aside = entry.with_name(f".{entry.name}.{os.getpid()}")
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        aside.mkdir()
+        add_compiled(aside, folder)
+        shutil.rmtree(entry, ignore_errors=True)
+        aside.rename(entry)
+        _used(entry)
+        kept = sorted(entry.parent.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in kept[KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _compile(programs: Path, work: Path, tell: Callable[[str], None]) -> Path | None:
@@ -88,22 +134,3 @@ def _compile(programs: Path, work: Path, tell: Callable[[str], None]) -> Path | 
         )
         return None
     return folder
-
-
-def _same(layout: Layout, manifest: Manifest) -> Path | None:
-    """An unaltered release of the same source for the same environment."""
-    for other in sorted(layout.releases.iterdir(), reverse=True) if layout.releases.is_dir() else ():
-        if other.name.startswith(".") or not (other / COMPILED).is_dir():
-            continue
-        try:
-            found = read_manifest(other)
-        except RefusedError:
-            continue
-        alike = found.environments.get("gateway") == manifest.environments["gateway"]
-        if alike and _source(found) == _source(manifest) and not tampering(other, found):
-            return other
-    return None
-
-
-def _source(manifest: Manifest) -> dict[str, str]:
-    return {path: digest for path, digest in manifest.files.items() if path.startswith(_SOURCE)}

@@ -22,6 +22,7 @@ class History:
     reason: str = ""
     last: int = 0
     at: str = ""
+    uncompiled: str = ""  # why its gateway runs from its source, where a compiler was there
     proof: list[dict[str, Any]] = field(default_factory=list)
 
 

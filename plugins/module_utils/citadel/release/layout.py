@@ -69,6 +69,11 @@ class Layout:
         return self.root / "opt/models"
 
     @property
+    def compiled(self) -> Path:
+        """Compiled gateways by what they were compiled from; whatever is lost there is only compiled again."""
+        return self.root / "var/cache/citadel-compiled"
+
+    @property
     def units(self) -> Path:
         return self.root / "etc/systemd/system"
 

@@ -32,7 +32,6 @@ class Manifest:
     services: tuple[Service, ...]
     source: dict[str, Any] = field(default_factory=dict)  # revision, dirty
     created: dict[str, str] = field(default_factory=dict)  # by, at
-    capacity: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     @property
@@ -58,7 +57,8 @@ class Manifest:
         if value.get("format") != FORMAT:
             raise ValueError(f"format {value.get('format')!r} is not {FORMAT}")
         value["services"] = tuple(Service.of(entry) for entry in value["services"])
-        return cls(**value)
+        # releases of an earlier version say more
+        return cls(**{key: value[key] for key in cls.__dataclass_fields__ if key in value})
 
 
 def number_of(name: str) -> int:

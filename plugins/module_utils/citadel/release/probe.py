@@ -90,8 +90,8 @@ def listed(connection: Connection) -> set[str]:
     return {str(entry.get("id")) for entry in listing.get("data", []) if isinstance(entry, dict)}
 
 
-def answer(connection: Connection, model: str, task: str) -> dict[str, Any]:
-    """One deterministic answer of a model."""
+def answer(connection: Connection, model: str, task: str, **more: Any) -> dict[str, Any]:
+    """One deterministic answer of a model; `more` goes into the question to one that chats."""
     begun = time.monotonic()
     if task == "embeddings":
         path = "/v1/embeddings"
@@ -99,7 +99,7 @@ def answer(connection: Connection, model: str, task: str) -> dict[str, Any]:
     else:
         path = "/v1/chat/completions"
         messages = [{"role": "user", "content": QUESTION}]
-        body = {"model": model, "messages": messages, "max_tokens": 8, "temperature": 0, "seed": 0}
+        body = {"model": model, "messages": messages, "max_tokens": 8, "temperature": 0, "seed": 0, **more}
     status, value = connection.ask(path, body)
     if status != 200:
         raise _refused(model, status, value)
@@ -107,6 +107,19 @@ def answer(connection: Connection, model: str, task: str) -> dict[str, Any]:
     if text is None:
         raise WrongError(f"{model} on port {connection.port} answered nothing that can be read as an answer")
     return {"model": model, "seconds": round(time.monotonic() - begun, 3), "answer": text}
+
+
+def own_answer(service: Service) -> dict[str, Any]:
+    """What a model says on its own port, once it has its own name there."""
+    with Connection(service.port) as connection:
+        names = listed(connection)
+        if service.served not in names:
+            raise WrongError(
+                f"port {service.port} serves {', '.join(sorted(names)) or 'nothing'} instead of {service.served}: "
+                "another process has the port"
+            )
+        # a model may have nothing to add; one word shows that it can
+        return answer(connection, service.served, service.task, min_tokens=1)
 
 
 def _refused(what: str, status: int, value: dict[str, Any]) -> FailedError:
@@ -140,16 +153,18 @@ def await_proof(
     pause: Callable[[float], None] = time.sleep,
 ) -> dict[str, Any]:
     """Ask until the proof succeeds, the unit is dead, the answer is wrong, or the time is over."""
-    begun = clock()
+    begun, before = clock(), systemd.show(service.unit).restarts
     while True:
         state = systemd.show(service.unit)
         try:
             if state.given_up:
-                raise WrongError(f"{service.unit} is {state.active} ({state.sub})")
+                raise WrongError(f"{service.unit} is {state}")
+            if state.restarts > before:
+                raise WrongError(f"{service.unit} died and was started again")
             return prove()
         except FailedError as error:
             if isinstance(error, WrongError) or clock() - begun > service.timeout:
                 late = "" if isinstance(error, WrongError) else f" after {service.timeout:.0f} s"
-                words = " | ".join(line.strip() for line in systemd.log(service.unit, 5) if line.strip())[-600:]
+                words = " | ".join(line.strip() for line in systemd.log(service.unit, 15) if line.strip())[-2000:]
                 raise FailedError(f"{service.unit} is not proven{late}: {error}. Its last words: {words}") from error
         pause(PAUSE)

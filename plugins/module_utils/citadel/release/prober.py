@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
-from .. import ready
 from . import files
 from .credential import Credential
 from .failure import FailedError
 from .layout import Layout
 from .manifest import Manifest
 from .peer import family, server_of
-from .probe import Connection, StrangerError, WrongError, answer, await_proof, listed
+from .probe import Connection, StrangerError, WrongError, answer, await_proof, listed, own_answer
 from .services import GATEWAY_TEMPLATE, Service
 from .systemd import Systemd
 from .trial import UNIT, free_port, trial_unit
@@ -33,14 +31,7 @@ class HttpProber:
         self._credential.revoke()
 
     def model(self, service: Service) -> dict[str, Any]:
-        url = f"http://127.0.0.1:{service.port}"
-        try:
-            proof = ready.wait(service.name, url, service.served, service.task, timeout=service.timeout)
-        except ready.NotReady as error:
-            raise FailedError(str(error)) from error
-        if not proof.answer:
-            raise FailedError(f"{service.served} on port {service.port} answered with an empty text")
-        return asdict(proof)
+        return await_proof(self._systemd, service, lambda: own_answer(service))
 
     def trial(self, manifest: Manifest) -> dict[str, Any]:
         """On a side port, alone, before any client can meet it."""

@@ -12,8 +12,9 @@ from ..placement import gib
 from .diff import differences
 from .failure import RefusedError
 from .files import write, write_json
+from .history import Histories
 from .layout import Layout
-from .manifest import Manifest, read_manifest
+from .manifest import COMPILED, Manifest, read_manifest
 from .plan import Plan
 
 
@@ -33,6 +34,7 @@ def evidence(layout: Layout, told: dict[str, Any]) -> dict[str, Any]:
         "created": manifest.created,
         "environments": manifest.environments,
         "models": manifest.models,
+        "gateway": _gateway(layout, manifest),
         "services": {service.unit: service.digest for service in manifest.wanted()},
         "plan": plan.lines() if plan else [],
         "steps": told["steps"],
@@ -46,6 +48,16 @@ def evidence(layout: Layout, told: dict[str, Any]) -> dict[str, Any]:
             "free_bytes": shutil.disk_usage(layout.home).free,
         },
     }
+
+
+def _gateway(layout: Layout, manifest: Manifest) -> str:
+    """What its path runs as, and why it is the slower one."""
+    if manifest.gateway() is None:
+        return ""
+    if (layout.release(manifest.id) / COMPILED).is_dir():
+        return "compiled"
+    said = Histories(layout).of(manifest.id).uncompiled or "It runs from its source: its environment has no compiler"
+    return " ".join(said.split()).replace("|", "\\|")
 
 
 def _diff(layout: Layout, manifest: Manifest, plan: Plan) -> str:
@@ -87,6 +99,7 @@ def markdown(found: dict[str, Any]) -> str:
         f"| from, to | {found['began']}, {found['ended']} ({found['seconds']} s) |",
         f"| source | {source} |",
         f"| content | {found['digest']} ({found['sizes']['files']} files, {found['sizes']['release_bytes']} bytes) |",
+        *([f"| gateway | {found['gateway']} |"] if found["gateway"] else []),
         *(f"| environment {name} | {path} |" for name, path in sorted(found["environments"].items())),
         *(f"| model {name} | {model['revision']} |" for name, model in sorted(found["models"].items())),
         *(f"| {unit} | {digest[:16]} |" for unit, digest in found["services"].items()),
@@ -130,7 +143,7 @@ def _proofs(proof: list[dict[str, Any]]) -> list[str]:
         for answer in answers:
             if "answer" in answer:
                 text = " ".join(str(answer["answer"]).split()).replace("|", "\\|")[:60]
-                took = answer.get("seconds", answer.get("answer_seconds", ""))
+                took = answer.get("seconds", "")
                 rows.append(f"| {entry['unit']} | {answer.get('model', '')} | {text} | {took} |")
     return rows
 

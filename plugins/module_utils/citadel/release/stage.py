@@ -7,8 +7,8 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -38,7 +38,6 @@ class Wish:
     environments: Mapping[str, str] = field(default_factory=dict)
     models: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
-    capacity: Mapping[str, Any] = field(default_factory=dict)
     who: str = ""
     at: str = ""
 
@@ -62,15 +61,17 @@ def manifest_of(layout: Layout, wish: Wish, live: Live) -> Manifest:
         services=tuple(services_of(wish.files)),
         source=dict(wish.source),
         created={"by": wish.who, "at": wish.at},
-        capacity=dict(wish.capacity),
     )
 
 
 def stage(layout: Layout, wish: Wish, manifest: Manifest, tell: Callable[[str], None] = lambda line: None) -> bool:
     """Write the release unless it is there; True if it was not."""
     release = layout.release(manifest.id)
+    uncompiled: list[str] = []
     with (
-        compiled_gateway(layout, wish.files, manifest, tell) if not release.is_dir() else nullcontext() as compiled,
+        compiled_gateway(layout, wish.files, manifest, uncompiled.append)
+        if not release.is_dir()
+        else nullcontext() as compiled,
         locked(layout, f"the staging of {manifest.id}", wish.who, wish.at),
     ):
         if release.is_dir():
@@ -96,7 +97,18 @@ def stage(layout: Layout, wish: Wish, manifest: Manifest, tell: Callable[[str], 
             raise
         aside.replace(release)
         flush_folder(layout.releases)
+        _remember(layout, manifest, uncompiled)
+    for line in uncompiled:
+        tell(line)
     return True
+
+
+def _remember(layout: Layout, manifest: Manifest, uncompiled: list[str]) -> None:
+    """Why the gateway runs from its source, for the report; a full disk keeps nobody from deploying for it."""
+    if uncompiled:
+        histories = Histories(layout)
+        with suppress(OSError):
+            histories.write(replace(histories.of(manifest.id), uncompiled=uncompiled[0]))
 
 
 def _name(layout: Layout, digest: str) -> str:

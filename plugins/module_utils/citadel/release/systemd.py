@@ -21,6 +21,12 @@ class UnitState:
     active: str  # active, activating, inactive, failed, deactivating
     sub: str
     pid: int
+    restarts: int = 0
+    result: str = ""  # why it ended the last time
+
+    def __str__(self) -> str:
+        why = f", result {self.result}" if self.result not in {"", "success"} else ""
+        return f"{self.active} ({self.sub}){why}"
 
     @property
     def running(self) -> bool:
@@ -51,7 +57,7 @@ class Systemctl:
         self._proc = proc
 
     def show(self, unit: str) -> UnitState:
-        output = self._ask("show", "--property=ActiveState,SubState,MainPID,Job", unit)
+        output = self._ask("show", "--property=ActiveState,SubState,MainPID,NRestarts,Result,Job", unit)
         values = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
         # A start that waits in the queue has not failed, though the unit still shows what it was before.
         queued = values.get("Job", "0") not in {"", "0"}
@@ -59,6 +65,8 @@ class Systemctl:
             "activating" if queued else values.get("ActiveState", "inactive"),
             "queued" if queued else values.get("SubState", "dead"),
             int(values.get("MainPID") or 0),
+            int(values.get("NRestarts") or 0),
+            values.get("Result", ""),
         )
 
     def matching(self, pattern: str) -> list[str]:

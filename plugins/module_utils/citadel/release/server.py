@@ -1,4 +1,4 @@
-"""A host as a transaction sees it: its files, its systemd, its proofs, and the time."""
+"""An LLM server as a transaction sees it: its files, its systemd, its proofs, and the time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def now() -> str:
 
 
 @dataclass
-class Host:
+class Server:
     layout: Layout
     systemd: Systemd
     prober: Prober

@@ -8,7 +8,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from citadel.face import ABSENT, Face, Gateway, Repeater, entry, gateways, sentence
+from citadel.gateway_service import ABSENT, Face, Gateway, Repeater, entry, gateways, sentence
 
 OLD = Gateway("citadel-gateway@0001-00000000.service", "active", 7, part=True)
 NEW = Gateway("citadel-gateway@0002-00000000.service", "active", 8, part=True)
@@ -88,7 +88,7 @@ def test_a_line_of_the_journal_as_one_of_ours() -> None:
 
 def test_each_line_is_repeated_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     journal = tmp_path / "socket"
-    monkeypatch.setattr("citadel.face.JOURNAL", str(journal))
+    monkeypatch.setattr("citadel.gateway_service.JOURNAL", str(journal))
     lines = [b'{"MESSAGE": "one", "__CURSOR": "c1"}\n{"MESSAGE": "two", "__CURSOR": "c2"}\n', b""]
     asked: list[list[str]] = []
 

@@ -13,7 +13,7 @@ from ansible.module_utils.citadel.settings import Settings
 from ansible.module_utils.citadel.topology import GIB, Host
 
 DOCUMENTATION = r"""
-module: citadel_model_plan
+module: citadel_capacity
 short_description: Plans which model gets which memory and cores of this host, and refuses what cannot fit
 description:
   - Checks the catalogue, reads memory, NUMA nodes, cores, instruction set and disk of the host, and gives each
@@ -39,7 +39,7 @@ notes: {description: What is worth knowing, returned: success, type: list, eleme
 
 EXAMPLES = r"""
 - name: Plan the capacity
-  citadel_model_plan:
+  citadel_capacity:
     models: "{{ citadel_models }}"
     environment_path: /opt/citadel/envs/vllm-0123456789ab
     models_root: /opt/models
