@@ -133,7 +133,10 @@ async def _answer(exchange: Exchange, replica: Replica, connection: Connection, 
         events = EventStream(exchange.strip_usage)
         data = await _first_event(connection, events)
         if not data.startswith(ERROR_EVENT):
-            await _stream(exchange, replica, connection, lines, events, data)
+            await _stream(exchange, connection, lines, events, data)
+            if events.failed and _read_error(events.failure)[0].startswith(_DEAD):
+                replica.dies()
+                raise BrokenStream("engine_died")
             return
         # it was refused after all, and nothing has been promised to the client
         body = event_data(data)
@@ -171,9 +174,7 @@ async def _first_event(connection: Connection, events: EventStream) -> bytes:
     return data
 
 
-async def _stream(
-    exchange: Exchange, replica: Replica, connection: Connection, lines: Lines, events: EventStream, data: bytes
-) -> None:
+async def _stream(exchange: Exchange, connection: Connection, lines: Lines, events: EventStream, data: bytes) -> None:
     """From the first event, `data`, to the last."""
     exchange.first_byte = time.monotonic()
     head = lines(exchange) + limit_lines(exchange) + _STREAM_LINES
@@ -203,9 +204,6 @@ async def _stream(
             exchange.error_code = "upstream_error_event"
             exchange.outcome = 503
         await exchange.end()
-        if events.failed and _read_error(events.failure)[0].startswith(_DEAD):
-            replica.dies()
-            raise BrokenStream("engine_died")
     except UpstreamError as error:
         broken = error
     finally:
