@@ -78,6 +78,7 @@ def of_model(model: Model, instances: Sequence[Mapping[str, Any]], names: Sequen
         "context": model.context,
         "endpoints": model.endpoints,
         "aliases": list(names),
+        "description": model.description,
         "capabilities": model.capabilities,
         "specialisation": list(model.strengths),
         "vector_size": (model.vector_size or own[0]["hidden_size"]) if embeddings else None,
@@ -91,4 +92,5 @@ def of_model(model: Model, instances: Sequence[Mapping[str, Any]], names: Sequen
         "concurrency": model.concurrent,
         "cost": float(model.cores),
         "limit_class": "heavy" if model.cores >= HEAVY_CORES else "light",
+        "fallback": list(model.fallback),
     }

@@ -36,6 +36,8 @@ TOLD: dict[str, Any] = {
     "load_times": "/l",
     "logs": "/logs",
     "cors_origins": ["*"],
+    "side_address": "",
+    "tls": {},
     "limits": {"tiers": {"default": {"requests_per_minute": 100}}},
 }
 
@@ -105,7 +107,12 @@ def test_any_section_of_the_gateway_can_be_said_and_nothing_is_lost(models: Any)
         "routing": {"policy": "resource"},
     }
     found = gateway_config.configuration(models(), instances(models()), TOLD, said)
-    assert found["server"] == {"drain": 300.0, "cors": {"origins": ["*"]}, "trusted_proxies": ["10.0.0.0/8"]}
+    assert found["server"] == {
+        "drain": 300.0,
+        "cors": {"origins": ["*"]},
+        "tls": None,
+        "trusted_proxies": ["10.0.0.0/8"],
+    }
     assert found["limits"]["tiers"]["default"] == {"requests_per_minute": 100, "concurrent": 9}
     assert found["admission"] == {"budget": 2.0 * (8 * 8 + 4 * 12 + 4 * 16 + 2 * 20), "reserved": 0.2}
     assert found["routing"] == {"policy": "resource"}
@@ -124,6 +131,9 @@ def test_a_model_answers_to_its_aliases_and_its_repository(models: Any) -> None:
         ({"aliases": ["hermes-2"]}, "hermes-2 names hermes-2 already"),
         ({"aliases": ["no name"]}, "'no name' is no name"),
         ({"aliases": "phi3"}, "give a list of texts"),
+        ({"fallback": ["phi"]}, "phi is no other model; there are mixtral-8x7b, hermes-2, openchat-3.5"),
+        ({"fallback": ["phi-3-mini"]}, "phi-3-mini is no other model"),
+        ({"fallback": "hermes-2"}, "give a list of texts"),
         ({"unit": {"MemoryMax": "1G"}}, "MemoryMax follows from memory_gb; change that"),
         ({"unit": {"nice": 5}}, "'nice' is no option of"),
     ],
@@ -131,6 +141,12 @@ def test_a_model_answers_to_its_aliases_and_its_repository(models: Any) -> None:
 def test_stanzas_that_cannot_be_meant(models: Any, change: dict[str, Any], said: str) -> None:
     with pytest.raises(CatalogueError, match=said):
         models({"phi-3-mini": change})
+
+
+def test_a_model_that_is_not_enabled_stands_in_for_nobody(models: Any) -> None:
+    found = {model.name: model.fallback for model in models({"hermes-2": {"enabled": False}})}
+    assert found["mixtral-8x7b"] == ()
+    assert found["openchat-3.5"] == ("phi-3-mini",)
 
 
 def instances(planned: Any) -> list[dict[str, Any]]:
