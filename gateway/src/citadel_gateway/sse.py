@@ -83,10 +83,6 @@ class EventStream:
             self.failure = event_data(data[data.index(ERROR_EVENT) :])
         return data
 
-    def held(self) -> bool:
-        """Whether the stream stopped inside an event."""
-        return bool(self._held.strip())
-
     def _without_usage(self, data: bytes) -> bytes:
         if not data.endswith(b"\n\n"):
             self.usage = find_usage(data) or self.usage
