@@ -126,7 +126,7 @@ def test_bounds_and_fallbacks_are_the_catalogues(config: Config) -> None:
 def test_a_stanza_has_bounds_of_its_own(tmp_path: Path) -> None:
     stanza = {**CATALOGUE["citadel_models"]["phi-3-mini"], "generation": {"bounds": {"n": 2, "guided": {"depth": 4}}}}
     bounds = (
-        parse(render(tmp_path, "development", **{"phi-3-mini": stanza})["config/gateway.yml"])
+        parse(render(tmp_path, "development", None, **{"phi-3-mini": stanza})["config/gateway.yml"])
         .models["phi-3-mini"]
         .bounds
     )

@@ -36,8 +36,6 @@ TOLD: dict[str, Any] = {
     "load_times": "/l",
     "logs": "/logs",
     "cors_origins": ["*"],
-    "side_address": "",
-    "tls": {},
     "limits": {"tiers": {"default": {"requests_per_minute": 100}}},
 }
 
