@@ -105,12 +105,7 @@ def test_any_section_of_the_gateway_can_be_said_and_nothing_is_lost(models: Any)
         "routing": {"policy": "resource"},
     }
     found = gateway_config.configuration(models(), instances(models()), TOLD, said)
-    assert found["server"] == {
-        "drain": 300.0,
-        "cors": {"origins": ["*"]},
-        "tls": None,
-        "trusted_proxies": ["10.0.0.0/8"],
-    }
+    assert found["server"] == {"drain": 300.0, "cors": {"origins": ["*"]}, "trusted_proxies": ["10.0.0.0/8"]}
     assert found["limits"]["tiers"]["default"] == {"requests_per_minute": 100, "concurrent": 9}
     assert found["admission"] == {"budget": 2.0 * (8 * 8 + 4 * 12 + 4 * 16 + 2 * 20), "reserved": 0.2}
     assert found["routing"] == {"policy": "resource"}
