@@ -1,6 +1,6 @@
 # The face of the product. Each verb's work is in tools/, so that it can be read, typed and tested.
 PYTHON ?= python3
-export ENV YES TO FORCE DIRTY KEY HOST ONLY UPGRADE LAB_PREFIX LAB_NETWORK FLEET MUTANTS STATIONS SEED SECONDS ADDRESS CITADEL_CACHE PYTHONDONTWRITEBYTECODE = 1
+export ENV YES TO FORCE DIRTY KEY HOST CREATE ROTATE REVOKE ROLE TIER DAYS MODELS OVERLAP ONLY UPGRADE LAB_PREFIX LAB_NETWORK FLEET MUTANTS STATIONS SEED SECONDS ADDRESS CITADEL_CACHE PYTHONDONTWRITEBYTECODE = 1
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -13,6 +13,7 @@ plan: ## what a deploy would change, what it would restart and for how long
 deploy: ## deploy this checkout, proven by real inference, or leave everything as it was; DIRTY=1: uncommitted changes too
 rollback: ## return to the release before, or to TO=<id or content>; FORCE=1: one that is marked bad too
 releases: ## every release on the server: age, state, what changed
+keys: ## API keys: list them, or CREATE=name (ROLE= TIER= DAYS= MODELS=), ROTATE=id (OVERLAP=seconds), REVOKE=id
 smoke: ## ask every model one question through the gateway
 status: ## hosts and health
 destroy: ## remove the lab without a trace
@@ -28,6 +29,6 @@ bench-hostile: ## hostile clients beside an innocent one, for half an hour, on t
 bench-serving: ## the tuned vLLM beside an untuned one and llama.cpp
 lock: ## pin what requirements/*.in ask for anew, where that has changed: ONLY=gateway UPGRADE=fastapi
 
-demo plan deploy rollback releases smoke status destroy check test capacity gateway mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving lock:
+demo plan deploy rollback releases keys smoke status destroy check test capacity gateway mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving lock:
 	@$(PYTHON) -m tools $@
-.PHONY: demo plan deploy rollback releases smoke status destroy check test capacity gateway mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving lock
+.PHONY: demo plan deploy rollback releases keys smoke status destroy check test capacity gateway mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving lock

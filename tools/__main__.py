@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from tools import benchmark, deployment, locks, mutation, programs, testing
+from tools import benchmark, deployment, keys, locks, mutation, programs, testing
 from tools.phases import Failure, say
 
 VERBS: dict[str, Callable[[], None]] = {
@@ -16,6 +16,7 @@ VERBS: dict[str, Callable[[], None]] = {
     "deploy": deployment.deploy,
     "rollback": deployment.rollback,
     "releases": deployment.releases,
+    "keys": keys.keys,
     "smoke": deployment.smoke,
     "status": deployment.status,
     "destroy": deployment.destroy,

@@ -25,6 +25,8 @@ TASK = re.compile(r"^(?:TASK|RUNNING HANDLER|PLAY) \[(.*?)\]")
 FATAL = re.compile(r"^(?:fatal|failed): \[([^\]]+)\]")
 MESSAGE = re.compile(r"^\[ERROR\]: (?:Task failed: )?(?:Action failed: |Module failed: )?(.*)")
 RECAP = re.compile(r"^(\S+)\s+: ok=\d+.*\bunreachable=(\d+)\s+failed=(\d+)")
+# a new API key is shown once, and a log is not where
+SECRET = re.compile(r"(ck_[0-9a-f]{8}_)[A-Za-z0-9_-]+")
 COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -91,7 +93,7 @@ class Journal:
         assert process.stdout is not None  # noqa: S101 - asked for above
         printed = []
         for line in process.stdout:
-            log.write(line)
+            log.write(SECRET.sub(r"\1…", line))
             log.flush()
             plain = COLOUR.sub("", line.rstrip())
             printed.append(plain)

@@ -39,9 +39,10 @@ class Act:
     raw: bytes | None = None  # write exactly this and close
 
 
-_DEAD = Act(
-    status=500, body=b'{"error":{"message":"EngineCore encountered an issue. See stack trace above.","code":500}}'
-)
+# the words of vLLM 0.32, v1/engine/exceptions.py
+ENGINE_DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+_FAILED = b'{"error":{"message":"engine died","code":500}}'
+_DEAD = Act(status=500, body=json.dumps({"error": {"message": ENGINE_DEAD, "code": 500}}).encode())
 
 
 @dataclass
@@ -293,7 +294,7 @@ class Simulator:
         if act.then == "stall":
             await asyncio.sleep(3600)
         last = {
-            "error_event": b'data: {"error":{"message":"engine died","code":500}}\n\n',
+            "error_event": b"data: %b\n\ndata: [DONE]\n\n" % (act.body or _FAILED),
             "half_event": event[: len(event) // 2],
         }.get(act.then)
         if last is not None:

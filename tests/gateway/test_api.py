@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import hashlib
 import json
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -259,7 +262,22 @@ async def test_the_openapi_document_is_true(lab: Lab) -> None:
     async with lab.client.stream("POST", "/v1/completions", json={"prompt": "x", "stream": True}) as stream:
         told = document["paths"]["/v1/completions"]["post"]["responses"]["200"]["content"]
         assert stream.headers["content-type"].partition(";")[0] in told
-    assert "swagger" in (await lab.client.get("/docs")).text.lower()
+
+
+@pytest.mark.parametrize("listener", ["api", "management"])
+async def test_the_page_about_it_needs_no_other_host(lab: Lab, listener: str) -> None:
+    async with httpx.AsyncClient(base_url=lab.url(listener)) as client:
+        page = await client.get("/docs")
+        document = (await client.get("/openapi.json")).json()
+    assert all(f"<code>{path}</code>" in page.text for path in document["paths"])
+    assert all(f'<h3 id="{name}">' in page.text for name in document["components"]["schemas"])
+    assert not re.search(r"(src|href|url|import)\W+(https?:)?//|<script", page.text)
+    assert set(re.findall(r'href="#([^"]+)"', page.text)) <= set(document["components"]["schemas"])
+    policy = page.headers["content-security-policy"]
+    (style,) = re.findall(r"<style>(.*?)</style>", page.text, re.DOTALL)
+    assert base64.b64encode(hashlib.sha256(style.encode()).digest()).decode() in policy
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
 
 
 async def test_the_openapi_document_admits_nothing_that_is_refused() -> None:

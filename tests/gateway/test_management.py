@@ -57,6 +57,11 @@ async def test_models_and_stats_tell_the_truth(lab: Lab, admin: httpx.AsyncClien
     (request,) = (await admin.get("/management/requests")).json()["requests"]
     assert (request["model"], request["stream"]) == ("phi", True)
     assert (await admin.get("/management/models/nope")).status_code == 404
+    # the documents' own paths
+    (model,) = (await admin.get("/management/models/list")).json()["models"]
+    assert model["id"] == "phi"
+    status = (await admin.get("/management/servers/status")).json()
+    assert (status["status"], [server["state"] for server in status["servers"]]) == ("healthy", ["ready"])
     await streaming
     await lab.settled()
     assert (await admin.get("/management/stats")).json()["running"] == 0

@@ -66,7 +66,8 @@ async def test_a_schema_that_comes_back_inside_a_property_can_be_used(lab: Lab) 
 
 
 async def test_the_bounds_are_the_models() -> None:
-    own = {"phi": {"bounds": {"n": 2, "prompt_logprobs": 3, "beam_search": True, "stop": 1}}}
+    bounds = {"n": 2, "prompt_logprobs": 3, "beam_search": True, "stop": 1, "penalties": [-1, 1]}
+    own = {"phi": {"bounds": {**bounds, "repetition_penalty": [1, 2]}}}
     async with running(models=own) as lab:
         good: list[dict[str, Any]] = [
             {"n": 2},
@@ -76,11 +77,31 @@ async def test_the_bounds_are_the_models() -> None:
         ]
         for body in good:
             assert (await lab.chat(**body)).status_code == 200, body
-        bad: list[dict[str, Any]] = [{"n": 3}, {"best_of": 3}, {"prompt_logprobs": 4}, {"stop": ["a", "b"]}]
+        bad: list[dict[str, Any]] = [
+            {"frequency_penalty": 1.5},
+            {"repetition_penalty": 0.9},
+            {"n": 3},
+            {"best_of": 3},
+            {"prompt_logprobs": 4},
+            {"stop": ["a", "b"]},
+        ]
         for body in bad:
             answer = await lab.chat(**body)
             assert (answer.status_code, code_of(answer)) == (422, "out_of_range")
             assert answer.json()["error"]["param"] == next(iter(body))
+
+
+@pytest.mark.parametrize("body", [{"prompt_logprobs": 0}, {"prompt_logprobs": 1}, {"echo": True}])
+async def test_probabilities_of_the_prompt_are_off_until_the_catalogue_offers_them(
+    lab: Lab, body: dict[str, Any]
+) -> None:
+    answer = await lab.chat(**body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (422, "not_offered", next(iter(body)))
+    assert error["message"] == f"phi does not offer probabilities of the prompt; leave {next(iter(body))} out."
+    told = {"prompt": "once", "echo": True}
+    assert (await lab.client.post("/v1/completions", json=told)).status_code == 200
+    assert (await lab.client.post("/v1/completions", json={**told, "logprobs": 1})).status_code == 422
 
 
 class TestWhatIsReserved:

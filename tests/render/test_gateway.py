@@ -15,9 +15,16 @@ import yaml
 
 from citadel import catalogue
 from citadel.release.services import services_of
-from citadel_gateway.config import Config, parse
+from citadel_gateway.config import Bounds, Config, parse
 
 ROOT = Path(__file__).resolve().parents[2]
+# what nothing else decides
+SERVER = {
+    "trusted_proxies": ["10.0.0.0/8"],
+    "connections_per_address": 300,
+    "side_connections": 50,
+    "max_held_bytes": 2**27,
+}
 PLAYBOOK = """
 - hosts: localhost
   connection: local
@@ -52,7 +59,7 @@ def render(
         "gateway_group": "agent0",
         "gateway_profile": profile,
         "gateway_cors_origins": ["*"],
-        "gateway_settings": {"server": {"trusted_proxies": ["10.0.0.0/8"]}},
+        "gateway_settings": {"server": SERVER},
         "gateway_ports": {"api": 8000, "management": 8002, "health": 8080, "export": 9090},
         **(settings or {}),
         "out": str(tmp_path / "out.json"),
@@ -99,6 +106,31 @@ def test_the_gateway_accepts_it_and_knows_every_model(config: Config) -> None:
         )
     assert "tools" in config.models["hermes-2"].capabilities
     assert config.models["mixtral-8x7b"].limit_class == "heavy"
+
+
+def test_what_is_said_of_the_server_stands_beside_what_follows(config: Config) -> None:
+    assert {key: getattr(config.server, key) for key in SERVER} == SERVER
+    assert config.server.drain == 300
+    assert config.server.cors.origins == ["*"]
+
+
+def test_bounds_and_fallbacks_are_the_catalogues(config: Config) -> None:
+    for name, model in config.models.items():
+        stanza = CATALOGUE["citadel_models"][name]
+        assert (model.description, model.fallback) == (stanza["description"], stanza["fallback"])
+        # the catalogue shows every bound, and the gateway's own are the same
+        assert model.bounds == Bounds()
+    assert set(DEFAULTS["generation"]["bounds"]) == set(Bounds.model_fields) - {"max_tokens"}
+
+
+def test_a_stanza_has_bounds_of_its_own(tmp_path: Path) -> None:
+    stanza = {**CATALOGUE["citadel_models"]["phi-3-mini"], "generation": {"bounds": {"n": 2, "guided": {"depth": 4}}}}
+    bounds = (
+        parse(render(tmp_path, "development", None, **{"phi-3-mini": stanza})["config/gateway.yml"])
+        .models["phi-3-mini"]
+        .bounds
+    )
+    assert (bounds.n, bounds.guided.depth, bounds.guided.choices, bounds.stop) == (2, 4, 512, 16)
 
 
 def test_no_request_is_too_dear_for_the_budget(config: Config) -> None:

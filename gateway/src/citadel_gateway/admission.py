@@ -158,7 +158,7 @@ class Admission:
         self.lanes = {
             model: lane for model, lane in self.lanes.items() if model in models or lane.in_flight or lane.waiting
         }
-        self._recount()
+        self.common_used = sum(max(0.0, lane.cost - lane.reserved) for lane in self.lanes.values())
 
     @property
     def in_flight(self) -> int:
@@ -293,9 +293,6 @@ class Admission:
         lane.cost += cost
         self.common_used += max(0.0, lane.cost - lane.reserved) - before
         return Permit(self, lane, cost)
-
-    def _recount(self) -> None:
-        self.common_used = sum(max(0.0, lane.cost - lane.reserved) for lane in self.lanes.values())
 
 
 def _full(lane: Lane) -> Refusal:

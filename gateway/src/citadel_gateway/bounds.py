@@ -24,9 +24,6 @@ _USUAL = frozenset(
 _INT64 = 2**63
 # (low, high, whole)
 _RANGES: dict[str, tuple[float, float, bool]] = {
-    "presence_penalty": (-2.0, 2.0, False),
-    "frequency_penalty": (-2.0, 2.0, False),
-    "repetition_penalty": (0.01, 10.0, False),
     "length_penalty": (-10.0, 10.0, False),
     "min_p": (0.0, 1.0, False),
     "top_k": (-1.0, 1_000_000.0, True),
@@ -34,6 +31,14 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "min_tokens": (0.0, 10_000_000.0, True),
     "thinking_token_budget": (-1.0, 10_000_000.0, True),
     "truncate_prompt_tokens": (-1.0, 10_000_000.0, True),
+}
+# those that the model's section bounds, and by which of its keys
+_OWN_RANGES = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "presence_penalty": "penalties",
+    "frequency_penalty": "penalties",
+    "repetition_penalty": "repetition_penalty",
 }
 # between model servers, never a client's
 _INTERNAL = frozenset(
@@ -58,7 +63,7 @@ def check_parameters(data: dict[str, Any], model: Model, endpoint: str) -> None:
         echo = data.get("echo") is True and data.get("logprobs") is not None
     else:
         echo = data.get("echo") is True and endpoint == "chat"
-    if echo and model.settings.bounds.prompt_logprobs is None:
+    if echo and not model.settings.bounds.prompt_logprobs:
         # echo asks for them by another name
         raise _not_offered("echo", model, "probabilities of the prompt; leave echo out")
 
@@ -90,8 +95,11 @@ def _check(key: str, value: Any, model: Model) -> None:
     elif key == "use_beam_search":
         if value is not False and not bounds.beam_search:
             raise _not_offered(key, model, "beam search; use n")
-    elif key in _INTERNAL or key == "prompt_logprobs":
+    elif key in _INTERNAL:
         raise _not_offered(key, model, f"{key}; leave it out")
+    elif key == "prompt_logprobs":
+        # even 0 of them has the engine hold a row of its whole vocabulary for each token of the prompt
+        raise _not_offered(key, model, "probabilities of the prompt; leave prompt_logprobs out")
     elif isinstance(value, dict):
         if key == "chat_template_kwargs":
             for name in value:
@@ -107,14 +115,15 @@ def _span(key: str, value: Any, bounds: Bounds) -> tuple[float, float, bool] | N
     span = _RANGES.get(key)
     if span is not None:
         return span
-    if key in ("temperature", "top_p"):
-        low, high = bounds.temperature if key == "temperature" else bounds.top_p
+    own = _OWN_RANGES.get(key)
+    if own is not None:
+        low, high = getattr(bounds, own)
         return low, high, False
     if key in ("n", "best_of"):
         return 1.0, float(bounds.n), True
     if key == "top_logprobs" or (key == "logprobs" and not isinstance(value, bool)):
         return 0.0, float(bounds.logprobs), True
-    if key == "prompt_logprobs" and bounds.prompt_logprobs is not None:
+    if key == "prompt_logprobs" and bounds.prompt_logprobs:
         return 0.0, float(bounds.prompt_logprobs), True
     return None
 

@@ -10,6 +10,7 @@ import ipaddress
 from typing import TYPE_CHECKING, Any
 
 from citadel_gateway.errors import Refusal
+from citadel_gateway.identity import TrustedProxies
 
 if TYPE_CHECKING:
     from citadel_gateway.config import Server
@@ -35,7 +36,7 @@ class Budget:
         self.most = settings.side_connections if self._side else settings.connections
         own = None if self._side else settings.connections_per_address
         self.most_of_address = own if own is not None else max(1, self.most // 4)
-        self._exempt = [ipaddress.ip_network(network) for network in settings.trusted_proxies]
+        self._exempt = TrustedProxies(settings.trusted_proxies)
 
     def entered(self, connection: Any, peer: str) -> Refusal | None:
         """Count it, and say why it cannot stay if it cannot."""
@@ -44,7 +45,7 @@ class Budget:
         self.empty.clear()
         owner = _owner(peer)
         count = self._of_address[owner] = self._of_address.get(owner, 0) + 1
-        if count > self.most_of_address and peer != _LOCAL and not self._is_proxy(peer):
+        if count > self.most_of_address and peer != _LOCAL and not self._exempt.trusts(peer):
             refusal = Refusal(
                 429, "too_many_connections", f"One address may have {self.most_of_address} connections; close some."
             )
@@ -92,9 +93,6 @@ class Budget:
 
     def released(self, size: int) -> None:
         self.held -= size
-
-    def _is_proxy(self, peer: str) -> bool:
-        return any(ipaddress.ip_address(peer) in network for network in self._exempt)
 
 
 def _owner(peer: str) -> str:

@@ -227,12 +227,14 @@ class Bounds(Section):
 
     temperature: tuple[float, float] = Field(default=(0.0, 2.0), strict=False)
     top_p: tuple[float, float] = Field(default=(0.0, 1.0), strict=False)
+    penalties: tuple[float, float] = Field(default=(-2.0, 2.0), strict=False)
+    repetition_penalty: tuple[float, float] = Field(default=(0.01, 10.0), strict=False)
     max_tokens: Positive | None = None
     n: Positive = 8
     prompts: Positive = 32
     inputs: Positive = 256
     logprobs: Annotated[int, Field(ge=0)] = 20
-    prompt_logprobs: Annotated[int, Field(ge=0)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0)] = 0
     beam_search: bool = False
     stop: Positive = 16
     bad_words: Positive = 64

@@ -9,14 +9,15 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import FastAPI
-from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from citadel_gateway import __version__
 from citadel_gateway.endpoints import ENDPOINTS
+from citadel_gateway.exchange import header_lines
+from citadel_gateway.page import CONTENT_SECURITY_POLICY, page
 
-Pages = dict[str, tuple[str, bytes]]  # path -> content type and content
+Pages = dict[str, tuple[bytes, bytes]]  # path -> headers and content
 
 
 class _Open(BaseModel):
@@ -134,10 +135,11 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 
 
 def pages() -> Pages:
-    page = get_swagger_ui_html(openapi_url="openapi.json", title="Citadel gateway").body
+    document = documents().openapi()
+    policy = (b"content-security-policy", CONTENT_SECURITY_POLICY.encode())
     return {
-        "/openapi.json": ("application/json", orjson.dumps(documents().openapi())),
-        "/docs": ("text/html; charset=utf-8", bytes(page)),
+        "/openapi.json": (header_lines((b"content-type", b"application/json")), orjson.dumps(document)),
+        "/docs": (header_lines((b"content-type", b"text/html; charset=utf-8"), policy), page(document).encode()),
     }
 
 

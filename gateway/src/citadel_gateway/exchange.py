@@ -45,7 +45,6 @@ class Exchange:
     original = b""  # as the client sent it, where another model may answer
     stream = False
     strip_usage = False
-    given_model: str | None = None
     max_tokens = 0
     prompt_estimate = 0
     session: str | None = None

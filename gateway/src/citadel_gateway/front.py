@@ -162,8 +162,9 @@ class Front:
     async def _documentation(self, exchange: Exchange) -> None:
         if self.pages is None:
             raise Refusal(503, "not_ready", "The documentation is being made.", retry_after=1.0)
-        kind, body = self.pages[exchange.path.rstrip("/")]
-        await self.send(exchange, 200, body, kind)
+        lines, body = self.pages[exchange.path.rstrip("/")]
+        exchange.status = 200
+        await exchange.answer(self._gateway.walk.lines(exchange) + lines, body)
 
     async def send(self, exchange: Exchange, status: int, body: bytes, kind: str = "application/json") -> None:
         exchange.status = status

@@ -51,7 +51,7 @@ class TrustedProxies:
         itself stands left of everything that can be believed.
         """
         nearest = unmapped(peer)
-        if not self._networks or not self._trusts(nearest):
+        if not self._networks or not self.trusts(nearest):
             return nearest
         reported = headers.get(b"x-forwarded-for")
         if reported is None:
@@ -63,11 +63,11 @@ class TrustedProxies:
             except ValueError:
                 return nearest
             nearest = text
-            if not self._trusts(text):
+            if not self.trusts(text):
                 break
         return nearest
 
-    def _trusts(self, text: str) -> bool:
+    def trusts(self, text: str) -> bool:
         try:
             address = ipaddress.ip_address(text)
         except ValueError:

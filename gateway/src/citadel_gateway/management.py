@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
@@ -16,6 +17,7 @@ from citadel_gateway.asgi import respond
 from citadel_gateway.errors import Refusal, error_body
 from citadel_gateway.gateway import Gateway
 from citadel_gateway.keys import KeyFileError, Role
+from citadel_gateway.page import CONTENT_SECURITY_POLICY, page
 from citadel_gateway.reports import describe, health_report, replica_report
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ def management(gateway: Gateway) -> FastAPI:
         title="Citadel gateway: management",
         version=__version__,
         description="For the role admin. On the unix socket of the host no key is needed.",
+        docs_url=None,
         redoc_url=None,
         exception_handlers={
             Refusal: _refused,
@@ -89,6 +92,13 @@ def management(gateway: Gateway) -> FastAPI:
     return app
 
 
+@router.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> Response:
+    headers = {"content-security-policy": CONTENT_SECURITY_POLICY}
+    return HTMLResponse(page(request.app.openapi()), headers=headers)
+
+
+@router.get("/management/models/list", tags=["models"])
 @router.get("/management/models", tags=["models"])
 async def models(gateway: Served, _: Actor) -> dict[str, Any]:
     """Every model: what it can do, what it is doing, its replicas."""
@@ -100,6 +110,12 @@ async def model(name: str, gateway: Served, _: Actor) -> dict[str, Any]:
     if name not in gateway.fleet.models:
         raise Refusal(404, "model_not_found", f"There is no model {name!r}.")
     return _model(gateway, name)
+
+
+@router.get("/management/servers/status", tags=["replicas"])
+async def servers(gateway: Served, _: Actor) -> dict[str, Any]:
+    """The health of everything behind this gateway, and each of its model servers."""
+    return {"status": gateway.fleet.status(), "servers": [_replica(replica) for replica in gateway.fleet.replicas()]}
 
 
 @router.get("/management/replicas", tags=["replicas"])

@@ -16,7 +16,7 @@ from citadel_gateway.endpoints import ENDPOINTS
 from citadel_gateway.errors import Refusal, error_body, error_event, error_type
 from citadel_gateway.exchange import header_lines
 from citadel_gateway.reservation import limit_lines
-from citadel_gateway.sse import EventStream, find_usage
+from citadel_gateway.sse import ERROR_EVENT, EventStream, event_data, find_usage
 from citadel_gateway.upstream import Connection, UpstreamError
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ _STREAM_LINES = header_lines(
 _TRACE = (b"traceparent", b"tracestate")
 # vLLM's answer to whoever comes while it ends what it has
 _STOPPING = "after shutdown"
-# ... and to those whose engine has died under it
-_DEAD = ("EngineCore", "EngineDead", "engine is dead", "Background loop")
+# ... and to those whose engine has died under it, where it begins so: v1/engine/exceptions.py
+_DEAD = "EngineCore encountered an issue."
 DEATHS = ("reset", "engine_died")
 _TOO_LONG = (
     "maximum context length",
@@ -130,9 +130,19 @@ async def _answer(exchange: Exchange, replica: Replica, connection: Connection, 
     status = connection.status
     kind = connection.content_type
     if status == 200 and exchange.stream and kind.startswith(b"text/event-stream"):
-        await _stream(exchange, replica, connection, lines)
-        return
-    body = await connection.read_all(server.max_response_bytes)
+        events = EventStream(exchange.strip_usage)
+        data = await _first_event(connection, events)
+        if not data.startswith(ERROR_EVENT):
+            await _stream(exchange, connection, lines, events, data)
+            if events.failed and _read_error(events.failure)[0].startswith(_DEAD):
+                replica.dies()
+                raise BrokenStream("engine_died")
+            return
+        # it was refused after all, and nothing has been promised to the client
+        body = event_data(data)
+        status = _status_of(body)
+    else:
+        body = await connection.read_all(server.max_response_bytes)
     exchange.first_byte = time.monotonic()
     if status >= 400:
         body = _translate(status, body, replica)
@@ -153,15 +163,19 @@ async def _answer(exchange: Exchange, replica: Replica, connection: Connection, 
     await exchange.answer(head, body)
 
 
-async def _stream(exchange: Exchange, replica: Replica, connection: Connection, lines: Lines) -> None:
-    events = EventStream(exchange.strip_usage)
+async def _first_event(connection: Connection, events: EventStream) -> bytes:
+    """Until it is here, nothing is promised to the client."""
     data = b""
-    # nothing is promised to the client until the first event is here
     while not data:
         part = await connection.read()
         if not part:
             raise UpstreamError("reset", "the stream ended before its first event")
         data = events.feed(part)
+    return data
+
+
+async def _stream(exchange: Exchange, connection: Connection, lines: Lines, events: EventStream, data: bytes) -> None:
+    """From the first event, `data`, to the last."""
     exchange.first_byte = time.monotonic()
     head = lines(exchange) + limit_lines(exchange) + _STREAM_LINES
     exchange.status = 200
@@ -190,9 +204,6 @@ async def _stream(exchange: Exchange, replica: Replica, connection: Connection, 
             exchange.error_code = "upstream_error_event"
             exchange.outcome = 503
         await exchange.end()
-        if events.failed and _is_dead(events.failure.decode("utf-8", "replace")):
-            replica.dies()
-            raise BrokenStream("engine_died")
     except UpstreamError as error:
         broken = error
     finally:
@@ -247,7 +258,7 @@ def _translate(status: int, body: bytes, replica: Replica) -> bytes:
         replica.leaves()
         refusal = Refusal(503, "model_not_ready", f"{name} is restarting.", retry_after=replica.model.back_in())
         raise CallFailed("stopping", refusal, again=True, blame=False, counts=False)
-    if status >= 500 and _is_dead(message):
+    if status >= 500 and message.startswith(_DEAD):
         replica.dies()
         back = max(1.0, replica.model.back_in())
         refusal = Refusal(503, "upstream_failed", f"{name} broke off before it answered.", retry_after=back)
@@ -263,10 +274,6 @@ def _translate(status: int, body: bytes, replica: Replica) -> bytes:
     return error_body(status, code or error_type(status), message or "The model server refused this.", param)
 
 
-def _is_dead(message: str) -> bool:
-    return any(words in message for words in _DEAD)
-
-
 def unfit(model: Model, status: int) -> Refusal:
     """The model server fails on this request, and answers others."""
     if status == 503:
@@ -277,6 +284,15 @@ def unfit(model: Model, status: int) -> Refusal:
         f"{model.name} fails on this request (status {status}) and answers others. Leave out what is unusual in it: "
         "its schema, a parameter at the end of its range, a special token.",
     )
+
+
+def _status_of(body: bytes) -> int:
+    """The status that an error would have had, were it not an event of a stream."""
+    try:
+        code = orjson.loads(body)["error"]["code"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return 500
+    return code if isinstance(code, int) and 400 <= code < 600 else 500
 
 
 def _read_error(body: bytes) -> tuple[str, str | None, str | None]:

@@ -30,7 +30,6 @@ def settle_model(
     name = data.get("model")
     if name is not None and not isinstance(name, str):
         raise Refusal(400, "invalid_type", "model must be a string.", param="model")
-    exchange.given_model = name
     allowed = exchange.principal.models
     endpoint: Endpoint = exchange.endpoint
     if name in (None, "", "auto"):

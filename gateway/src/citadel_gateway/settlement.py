@@ -11,17 +11,13 @@ if TYPE_CHECKING:
 _LEFT = 499
 
 
-def leave_replica(exchange: Exchange) -> None:
+def release_permit(exchange: Exchange) -> None:
     replica = exchange.replica
     if replica is not None and exchange.on_replica:
         exchange.on_replica = False
         replica.in_flight -= 1
         if not replica.in_flight:
             replica.idle.set()
-
-
-def release_permit(exchange: Exchange) -> None:
-    leave_replica(exchange)
     permit = exchange.permit
     if permit is not None:
         exchange.permit = None

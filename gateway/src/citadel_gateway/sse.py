@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+ERROR_EVENT = b'data: {"error"'
 _MOST_HELD = 1024 * 1024
 _PROMPT = re.compile(rb'"prompt_tokens"\s*:\s*(\d+)')
 _COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d+)')
@@ -42,6 +43,11 @@ def find_usage(data: bytes) -> Usage | None:
     return None
 
 
+def event_data(event: bytes) -> bytes:
+    """What stands behind `data: `."""
+    return event[6:].partition(b"\n")[0]
+
+
 class EventStream:
     __slots__ = ("_held", "_strip", "done", "events", "failed", "failure", "usage")
 
@@ -72,14 +78,10 @@ class EventStream:
         if data.endswith((b"data: [DONE]\n\n", b"data: [DONE]\r\n\r\n")):
             self.done = True
             self.events -= 1
-        elif b'data: {"error"' in data:
+        if ERROR_EVENT in data:
             self.failed = True
-            self.failure = data
+            self.failure = event_data(data[data.index(ERROR_EVENT) :])
         return data
-
-    def held(self) -> bool:
-        """Whether the stream stopped inside an event."""
-        return bool(self._held.strip())
 
     def _without_usage(self, data: bytes) -> bytes:
         if not data.endswith(b"\n\n"):

@@ -68,6 +68,8 @@ class Model:
     unit: Mapping[str, Any] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     strengths: tuple[str, ...] = ()
+    description: str = ""
+    fallback: tuple[str, ...] = ()
     objectives: Mapping[str, Any] = field(default_factory=dict)
     vector_size: int = 0
 
@@ -121,7 +123,18 @@ def complete(
             stanzas[str(name)] = whole
     if not stanzas:
         raise CatalogueError("*", "enabled", False, "no model is left; enable at least one")
+    for name, stanza in stanzas.items():
+        _reduce_fallback(name, stanza, models, stanzas)
     return stanzas
+
+
+def _reduce_fallback(name: str, stanza: dict[str, Any], known: Mapping[str, Any], enabled: Mapping[str, Any]) -> None:
+    """A model that is not enabled stands in for nobody; one that is not there at all is a slip of the pen."""
+    for other in Stanza(name, stanza).texts("fallback"):
+        if other not in known or other == name:
+            others = ", ".join(one for one in known if one != name) or "none"
+            raise CatalogueError(name, "fallback", stanza["fallback"], f"{other} is no other model; there are {others}")
+    stanza["fallback"] = [other for other in stanza.get("fallback") or [] if other in enabled]
 
 
 def parse_cpus(text: str) -> tuple[int, ...]:
@@ -272,6 +285,8 @@ class Stanza:
             unit=self.unit(),
             aliases=self.aliases(),
             strengths=self.texts("strengths"),
+            description=self.text("description"),
+            fallback=self.texts("fallback"),
             objectives=self.mapping("objectives"),
             vector_size=self.number("vector_size", 0, 100_000) if "vector_size" in self.keys else 0,
         )

@@ -86,6 +86,7 @@ def of_model(model: Model, instances: Sequence[Mapping[str, Any]], names: Sequen
         "context": model.context,
         "endpoints": model.endpoints,
         "aliases": list(names),
+        "description": model.description,
         "capabilities": model.capabilities,
         "specialisation": list(model.strengths),
         "vector_size": (model.vector_size or own[0]["hidden_size"]) if embeddings else None,
@@ -99,4 +100,5 @@ def of_model(model: Model, instances: Sequence[Mapping[str, Any]], names: Sequen
         "concurrency": model.concurrent,
         "cost": float(model.cores),
         "limit_class": "heavy" if model.cores >= HEAVY_CORES else "light",
+        "fallback": list(model.fallback),
     }

@@ -1,19 +1,3 @@
-from __future__ import annotations
+from tests.gateway.conftest import anyio_backend, lab
 
-from collections.abc import AsyncIterator
-from typing import Any
-
-import pytest
-
-from tests.gateway.harness import Lab, running
-
-
-@pytest.fixture
-def anyio_backend() -> tuple[str, dict[str, Any]]:
-    return "asyncio", {"use_uvloop": True}
-
-
-@pytest.fixture
-async def lab() -> AsyncIterator[Lab]:
-    async with running() as lab:
-        yield lab
+__all__ = ["anyio_backend", "lab"]

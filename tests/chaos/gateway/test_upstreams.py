@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.gateway.harness import MESSAGES, Lab, code_of, running, text_of
-from tests.gateway.simulator import Act, until
+from tests.gateway.simulator import ENGINE_DEAD, Act, until
 
 pytestmark = pytest.mark.anyio
 
@@ -239,8 +239,9 @@ class TestInMidStream:
     async def test_an_error_event_of_the_engine_goes_through_and_counts(self, lab: Lab) -> None:
         lab.simulators["phi"].default = Act(tokens=10, stop_after=4, then="error_event")
         stream = await lab.stream()
-        assert stream[-1]["error"]["message"] == "engine died"
+        assert stream[-2]["error"]["message"] == "engine died"
         await lab.settled()
+        assert failures(lab, "engine_died") == 0
         assert (
             lab.metric("llm_requests_total", model="phi", endpoint="chat_completions", status="error", code="503") == 1
         )
@@ -274,6 +275,54 @@ class TestInMidStream:
         (record,) = lab.records()
         assert not record["usage_exact"]
         assert 9 <= record["completion_tokens"] <= 10
+
+
+def refused_at_once(**error: Any) -> Act:
+    """A stream that begins with an error, and ends in the same packet."""
+    return Act(stop_after=0, then="error_event", body=json.dumps({"error": error}).encode())
+
+
+class TestAStreamThatBeginsWithAnError:
+    """vLLM has said 200 by then; the client has been promised nothing."""
+
+    @pytest.mark.parametrize("status", [400, 404, 422])
+    async def test_a_fault_of_the_client_has_its_status(self, lab: Lab, status: int) -> None:
+        act = refused_at_once(message="bad tool", type="BadRequestError", param="tools", code=status)
+        lab.simulators["phi"].default = act
+        answer = await lab.chat(stream=True)
+        assert answer.status_code == status
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.headers["x-should-retry"] == "false"
+        error = answer.json()["error"]
+        assert (error["message"], error["param"]) == ("bad tool", "tools")
+        await lab.settled()
+        (record,) = lab.records()
+        assert (record["status"], record["charged_tokens"]) == (status, 0)
+        assert next(lab.gateway.fleet.replicas()).breaker.state == "closed"
+
+    @pytest.mark.parametrize("code", [500, 503, None, "none", 200])
+    async def test_a_fault_of_the_replica_is_tried_elsewhere(self, code: Any) -> None:
+        async with running(replicas=2) as lab:
+            lab.simulators["phi-1"].default = refused_at_once(message="no", code=code)
+            for _ in range(4):
+                assert (await lab.stream())[-1] == "[DONE]"
+            assert failures(lab, "status_5xx", "phi-1") >= 1
+            await lab.settled()
+
+    async def test_a_dead_engine_is_one(self) -> None:
+        async with running(replicas=2) as lab:
+            lab.simulators["phi-1"].default = refused_at_once(message=ENGINE_DEAD, code=500)
+            answers = [await lab.chat(stream=True) for _ in range(4)]
+            assert {answer.status_code for answer in answers} == {200}
+            assert failures(lab, "engine_died", "phi-1") >= 1
+
+    async def test_a_message_that_only_speaks_of_the_engine_is_none(self, lab: Lab) -> None:
+        body = json.dumps({"error": {"message": f"no tool {ENGINE_DEAD!r}", "code": 500}}).encode()
+        for act in (Act(status=500, body=body), Act(stop_after=0, then="error_event", body=body)):
+            lab.simulators["phi"].rules = [(lambda body: "messages" in body, act)]
+            answer = await lab.chat(stream=True)
+            assert (answer.status_code, code_of(answer)) == (422, "request_fails_on_model")
+        assert failures(lab, "engine_died") == 0
 
 
 class TestErrorsOfTheClient:

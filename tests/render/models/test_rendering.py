@@ -31,7 +31,7 @@ PLAYBOOK = """
         mode: "0644"
       check_mode: false
 """
-SMALL = {"revision": "r1", "cores": 1, "kv_cache_gib": 0.25}
+SMALL = {"revision": "r1", "cores": 1, "kv_cache_gib": 0.25, "fallback": []}
 
 
 @pytest.fixture(scope="module")

@@ -124,6 +124,9 @@ def test_a_model_answers_to_its_aliases_and_its_repository(models: Any) -> None:
         ({"aliases": ["hermes-2"]}, "hermes-2 names hermes-2 already"),
         ({"aliases": ["no name"]}, "'no name' is no name"),
         ({"aliases": "phi3"}, "give a list of texts"),
+        ({"fallback": ["phi"]}, "phi is no other model; there are mixtral-8x7b, hermes-2, openchat-3.5"),
+        ({"fallback": ["phi-3-mini"]}, "phi-3-mini is no other model"),
+        ({"fallback": "hermes-2"}, "give a list of texts"),
         ({"unit": {"MemoryMax": "1G"}}, "MemoryMax follows from memory_gb; change that"),
         ({"unit": {"nice": 5}}, "'nice' is no option of"),
     ],
@@ -131,6 +134,12 @@ def test_a_model_answers_to_its_aliases_and_its_repository(models: Any) -> None:
 def test_stanzas_that_cannot_be_meant(models: Any, change: dict[str, Any], said: str) -> None:
     with pytest.raises(CatalogueError, match=said):
         models({"phi-3-mini": change})
+
+
+def test_a_model_that_is_not_enabled_stands_in_for_nobody(models: Any) -> None:
+    found = {model.name: model.fallback for model in models({"hermes-2": {"enabled": False}})}
+    assert found["mixtral-8x7b"] == ()
+    assert found["openchat-3.5"] == ("phi-3-mini",)
 
 
 def instances(planned: Any) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ def test_make_alone_prints_every_verb_with_a_line_of_what_it_does() -> None:
     assert set(VERBS) <= set(listed)
 
 
-@pytest.mark.parametrize("verb", ["demo", "deploy", "plan", "rollback", "status", "smoke", "destroy"])
+@pytest.mark.parametrize("verb", ["demo", "deploy", "plan", "rollback", "keys", "status", "smoke", "destroy"])
 def test_an_unknown_environment(verb: str) -> None:
     done = make(verb, "ENV=moon")
     assert done.returncode != 0
@@ -66,7 +66,7 @@ def test_only_the_labs_hosts_are_built_and_removed(verb: str) -> None:
     assert "only the lab's are ours" in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["deploy", "plan", "rollback", "releases", "smoke", "status"])
+@pytest.mark.parametrize("verb", ["deploy", "plan", "rollback", "releases", "keys", "smoke", "status"])
 def test_a_lab_that_is_not_there(verb: str) -> None:
     done = make(verb, "LAB_PREFIX=nolab")
     assert done.returncode != 0
