@@ -16,8 +16,9 @@ description:
     for each.
 options:
   folders:
-    description: Path of each folder, with its C(mode) as octal text and C(owner).
-    type: dict
+    description: Each folder, with its C(path), C(mode) as octal text and C(owner).
+    type: list
+    elements: dict
     required: true
   groups: {description: 'Group of each owner whose group has another name', type: dict, default: {}}
 author: [citadel-llm]
@@ -31,15 +32,15 @@ EXAMPLES = r"""
 - name: Folders are there
   citadel_folders:
     folders:
-      /opt/citadel: {mode: "0755", owner: root}
-      /opt/citadel/keys: {mode: "0700", owner: agent0}
+      - {path: /opt/citadel, mode: "0755", owner: root}
+      - {path: /opt/citadel/keys, mode: "0700", owner: agent0}
 """
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "folders": {"type": "dict", "required": True},
+            "folders": {"type": "list", "elements": "dict", "required": True},
             "groups": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
@@ -47,7 +48,7 @@ def main() -> None:
     given = module.params
     os.umask(0o022)
     try:
-        wanted = [Folder.of(path, said, given["groups"]) for path, said in given["folders"].items()]
+        wanted = [Folder.of(said, given["groups"]) for said in given["folders"]]
         before, after = bring_about(wanted, act=not module.check_mode)
     except (FolderError, OSError) as error:
         module.fail_json(msg=str(error))

@@ -30,7 +30,7 @@ def module(called: str, *options: str, **arguments: Any) -> dict[str, Any]:
 
 
 def test_folders_by_ansible(tmp_path: Path) -> None:
-    folders = {f"{tmp_path}/one": {"mode": "0751", "owner": tmp_path.owner()}}
+    folders = [{"path": f"{tmp_path}/one", "mode": "0751", "owner": tmp_path.owner()}]
     told = {"groups": {tmp_path.owner(): tmp_path.group()}, "folders": folders}
     planned = module("citadel_folders", "--check", **told)
     assert planned["changed"] and not (tmp_path / "one").exists()

@@ -15,7 +15,7 @@ ME, MINE = pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(os.getgid()).gr_name
 
 
 def folder(path: Path, mode: str = "0750", **said: str) -> Folder:
-    return Folder.of(str(path), {"mode": mode, "owner": ME, **said}, {ME: MINE})
+    return Folder.of({"path": str(path), "mode": mode, "owner": ME, **said}, {ME: MINE})
 
 
 def test_what_is_missing_is_made_and_then_left_alone(tmp_path: Path) -> None:
@@ -57,6 +57,6 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
         with pytest.raises(FolderError, match="octal digits"):
             folder(tmp_path / "x", mode)
     with pytest.raises(FolderError, match="absolute path"):
-        Folder.of("opt", {"mode": "0755", "owner": ME}, {})
+        Folder.of({"path": "opt", "mode": "0755", "owner": ME}, {})
     with pytest.raises(FolderError, match="has no owner: name one"):
-        Folder.of("/opt", {"mode": "0755"}, {})
+        Folder.of({"path": "/opt", "mode": "0755"}, {})

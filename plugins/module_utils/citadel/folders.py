@@ -23,9 +23,9 @@ class Folder:
     mode: int
 
     @classmethod
-    def of(cls, path: str, given: Mapping[str, Any], groups: Mapping[str, str]) -> Folder:
+    def of(cls, given: Mapping[str, Any], groups: Mapping[str, str]) -> Folder:
         """An owner has a group of the same name, unless `groups` names another."""
-        mode, owner = str(given.get("mode", "")), str(given.get("owner", ""))
+        path, mode, owner = (str(given.get(key, "")) for key in ("path", "mode", "owner"))
         if not owner:
             raise FolderError(f"{path} has no owner: name one")
         if not path.startswith("/"):
