@@ -39,7 +39,8 @@ class HttpProber:
         port = free_port()
         unit = self._layout.root / "run/systemd/system" / UNIT
         files.write(unit, trial_unit(template.read_text(encoding="utf-8"), manifest.id, port))
-        tried = Service(UNIT, "gateway", "", port=port, timeout=TRIAL)
+        gateway = manifest.gateway()
+        tried = Service(UNIT, "gateway", "", port=port, timeout=TRIAL, tls=bool(gateway and gateway.tls))
         try:
             self._systemd.reload()
             try:
