@@ -307,7 +307,7 @@ def capacity() -> None:
     toolchain.python_tools(Journal("capacity"))
     inventory = chosen_inventory("citadel")
     host = os.environ.get("HOST") or "cores=16,ram=128"
-    found = asked("{'stanzas': citadel_stanzas, 'settings': models_settings}", inventory)
+    found = asked("{'stanzas': citadel_stanzas, 'settings': models_settings, 'source': models_source}", inventory)
     refused = []
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         for name, planned in found.items():

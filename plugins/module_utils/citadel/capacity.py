@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import catalogue, remedies, tables
+from . import asking, catalogue, remedies, tables
 from .catalogue import CatalogueError, Model
 from .choice import choices, smallest
 from .needs import TOLERANCE, Knowledge, Measured, Need, deviation, needs_of
@@ -162,11 +162,11 @@ def sketch(text: str) -> Host:
         raise ValueError(f"--host {text}: {error}") from None
 
 
-def on_recommended(models: Sequence[Model], host: Host, settings: Settings) -> str:
+def on_recommended(smaller: Plan, models: Sequence[Model], knowledge: Knowledge) -> str:
     """What the same catalogue gets on the host that is recommended, with this processor."""
-    larger = replace(Host.sketched(RECOMMENDED[0], RECOMMENDED[1] * GIB), processor=host.processor)
+    larger = replace(Host.sketched(RECOMMENDED[0], RECOMMENDED[1] * GIB), processor=smaller.host.processor)
     try:
-        found = plan(models, larger, settings)
+        found = plan(models, larger, smaller.settings, knowledge)
     except DoesNotFit:
         return "it does not fit either"
     return ", ".join(
@@ -175,11 +175,11 @@ def on_recommended(models: Sequence[Model], host: Host, settings: Settings) -> s
     )
 
 
-def read_planned(path: Path) -> tuple[list[Model], Settings]:
-    """Complete stanzas and settings, as the verb `capacity` takes them from an inventory."""
+def read_planned(path: Path) -> tuple[list[Model], Settings, Mapping[str, str]]:
+    """Complete stanzas, settings and source, as the verb `capacity` takes them from an inventory."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return catalogue.parse(found["stanzas"]), Settings.of(found["settings"])
+        return catalogue.parse(found["stanzas"]), Settings.of(found["settings"]), found.get("source", {})
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} holds no stanzas and settings: {error}") from error
 
@@ -192,11 +192,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     try:
         host = Host.here(Path("/")) if arguments.host == "here" else sketch(arguments.host)
-        models, settings = read_planned(arguments.planned)
-        found = plan(models, host, settings)
+        models, settings, source = read_planned(arguments.planned)
+        knowledge = Knowledge(asking.ask(models, source, {}))
+        found = plan(models, host, settings, knowledge)
         print(found.report())
         if found.placed_below_wish(models):
-            print(f"On {RECOMMENDED[0]} cores and {RECOMMENDED[1]} GiB: {on_recommended(models, host, settings)}")
+            print(f"On {RECOMMENDED[0]} cores and {RECOMMENDED[1]} GiB: {on_recommended(found, models, knowledge)}")
     except (DoesNotFit, ValueError) as problem:
         print(problem, file=sys.stderr)
         return 1

@@ -69,6 +69,8 @@ def obstacle(variant: str, moe: bool, processor: Processor) -> str:
 
 def hindrance(model: Model, variant: str, architecture: Architecture, processor: Processor) -> str:
     """What keeps a model from being served in a variant here, also that nobody can make it; empty if nothing does."""
+    if variant not in model.weights:
+        return f"citadel_models.{model.name}.variants has no {variant}"
     problem = obstacle(variant, architecture.moe, processor)
     if problem or not model.weights[variant].made_from:
         return problem
