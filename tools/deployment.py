@@ -252,6 +252,10 @@ def releases() -> None:
     on_the_estate("releases", "list", "playbooks/releases.yml")
 
 
+def variants() -> None:
+    on_the_estate("variants", "look", "playbooks/variants.yml", "--check")
+
+
 def each_server(what: Callable[[str], None]) -> None:
     """Do something with every gateway. One that fails is told at once, and the others are asked all the same."""
     failed = []

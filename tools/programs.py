@@ -26,7 +26,9 @@ FOLDER = ROOT / ".cache" / "programs"
 SYSTEM = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 EVERY = frozenset({"every verb"})
-ESTATE = frozenset({"plan", "deploy", "rollback", "releases", "smoke", "status", "demo", "test", "bench-deploy"})
+ESTATE = frozenset(
+    {"plan", "deploy", "rollback", "releases", "variants", "smoke", "status", "demo", "test", "bench-deploy"}
+)
 LAB = frozenset({"demo", "test", "bench-deploy", "destroy"})
 CHECK = frozenset({"check", "test"})
 

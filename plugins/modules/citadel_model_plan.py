@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.citadel import asking, capacity, catalogue, needs, observed, safetensors, serving
+from ansible.module_utils.citadel import asking, capacity, catalogue, needs, observed, offering, safetensors, serving
 from ansible.module_utils.citadel.settings import Settings
 from ansible.module_utils.citadel.topology import GIB, Host
 
@@ -35,6 +35,7 @@ models: {description: 'Each model with the variant, revision and source chosen',
 settings: {description: 'The settings, with defaults for what was not said', returned: success, type: dict}
 report: {description: The sums as lines of text, returned: success, type: list, elements: str}
 notes: {description: What is worth knowing, returned: success, type: list, elements: str}
+variants: {description: A line for each variant of each model, returned: success, type: list, elements: str}
 """
 
 EXAMPLES = r"""
@@ -100,7 +101,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         settings=settings,
     )
     instances = serving.instances(plan.placed, places)
-    chosen = {}
+    chosen: dict[str, dict[str, Any]] = {}
     for place in plan.placed:
         weights = place.need.model.weights[place.need.variant]
         chosen[place.need.model.name] = {
@@ -118,6 +119,9 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         "settings": settings.as_dict(),
         "report": plan.report().splitlines(),
         "notes": list(plan.notes),
+        "variants": list(
+            offering.lines(models, host, knowledge, root, {n: one["variant"] for n, one in chosen.items()})
+        ),
     }
 
 
