@@ -72,10 +72,11 @@ def made_by(manifest: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
 
 def stale(made: Mapping[str, Any], base: Path) -> str:
     """Why a variant is not one of what the store has now; empty if it is, or if its source is not kept."""
-    if not made or not (base / MANIFEST).exists():
+    try:
+        now = store.digest_of(store.read_manifest(base)) if made else ""
+    except store.StoreError:
         return ""
-    now = store.digest_of(store.read_manifest(base))
-    return "" if made["source"] == now else f"it was made from other files than {base} has"
+    return "" if not made or made["source"] == now else f"it was made from other files than {base} has"
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,9 @@ def begun(partial: Path, identity: Mapping[str, Any]) -> Path:
             same = False
         if same:
             return partial
-    shutil.rmtree(partial, ignore_errors=True)
+    # What nobody will go on with has taken its full room already.
+    for abandoned in partial.parent.glob(f".{identity['variant']}-*.partial"):
+        shutil.rmtree(abandoned, ignore_errors=True)
     partial.mkdir(parents=True)
     note.write_text(json.dumps(identity), encoding="utf-8")
     return partial

@@ -233,7 +233,10 @@ class TestCutOff:
         partial.mkdir()
         (partial / "making.json").write_text('{"source": "other"}')
         (partial / "done.jsonl").write_text(f'["{MATRIX}", 0.0]\n')
+        abandoned = large.parent / ".int8-0123456789abcdef.partial"
+        abandoned.mkdir()
         assert json.loads((make(large, "int8") / making.ERRORS).read_text())["layers"][MATRIX] > 0
+        assert not abandoned.exists(), "it would keep its room for ever"
 
     def test_it_steps_back_for_what_serves(self) -> None:
         code = (
