@@ -28,7 +28,7 @@ from typing import IO, TYPE_CHECKING, Any
 from . import safetensors, store
 from .fetch import MARGIN_BYTES, Progress
 from .recipes import FAMILIES, RECIPES, VERSION, Recipe, revision_of
-from .sources import MANIFEST, sha256_of
+from .sources import sha256_of
 
 if TYPE_CHECKING:
     from . import quantiser  # noqa: F401 Ansible sends what is imported, and this has to be sent
