@@ -18,6 +18,7 @@ smoke: ## ask every model one question through the gateway
 status: ## hosts and health
 destroy: ## remove the lab without a trace
 capacity: ## whether the models of ENV=citadel fit a host: HOST=cores=24,ram=128,nodes=2,isa=amx or HOST=here
+variants: ## which variants of each model a server has, which it could make, and what making them lost
 gateway: ## the gateway alone on this machine, before simulated models
 check: ## lint, types, unit and render tests: no root, no lab
 test: ## every test there is, on a lab of its own
@@ -29,6 +30,6 @@ bench-hostile: ## hostile clients beside an innocent one, for half an hour, on t
 bench-serving: ## the tuned vLLM beside an untuned one and llama.cpp
 lock: ## pin what requirements/*.in ask for anew, where that has changed: ONLY=gateway UPGRADE=fastapi
 
-demo plan deploy rollback releases keys smoke status destroy check test capacity gateway mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving lock:
+demo plan deploy rollback releases keys smoke status destroy check test capacity variants gateway mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving lock:
 	@$(PYTHON) -m tools $@
-.PHONY: demo plan deploy rollback releases keys smoke status destroy check test capacity gateway mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving lock
+.PHONY: demo plan deploy rollback releases keys smoke status destroy check test capacity variants gateway mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving lock

@@ -24,6 +24,7 @@ VERBS: dict[str, Callable[[], None]] = {
     "test": testing.test,
     "lock": locks.lock,
     "capacity": deployment.capacity,
+    "variants": deployment.variants,
     "gateway": deployment.gateway,
     "mutate": mutation.mutate,
     "fuzz": testing.fuzz,

@@ -252,6 +252,10 @@ def releases() -> None:
     on_the_estate("releases", "list", "playbooks/releases.yml")
 
 
+def variants() -> None:
+    on_the_estate("variants", "look", "playbooks/variants.yml", "--check")
+
+
 def each_server(what: Callable[[str], None]) -> None:
     """Do something with every gateway. One that fails is told at once, and the others are asked all the same."""
     failed = []
@@ -307,7 +311,7 @@ def capacity() -> None:
     toolchain.python_tools(Journal("capacity"))
     inventory = chosen_inventory("citadel")
     host = os.environ.get("HOST") or "cores=16,ram=128"
-    found = asked("{'stanzas': citadel_stanzas, 'settings': models_settings}", inventory)
+    found = asked("{'stanzas': citadel_stanzas, 'settings': models_settings, 'source': models_source}", inventory)
     refused = []
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         for name, planned in found.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.citadel import capacity, catalogue, needs, observed, safetensors, serving
+from ansible.module_utils.citadel import asking, capacity, catalogue, needs, observed, offering, safetensors, serving
 from ansible.module_utils.citadel.settings import Settings
 from ansible.module_utils.citadel.topology import GIB, Host
 
@@ -35,6 +35,7 @@ models: {description: 'Each model with the variant, revision and source chosen',
 settings: {description: 'The settings, with defaults for what was not said', returned: success, type: dict}
 report: {description: The sums as lines of text, returned: success, type: list, elements: str}
 notes: {description: What is worth knowing, returned: success, type: list, elements: str}
+variants: {description: A line for each variant of each model, returned: success, type: list, elements: str}
 """
 
 EXAMPLES = r"""
@@ -71,7 +72,9 @@ def details_at_hand(models: list[catalogue.Model], root: Path, source: dict[str,
             )
             with contextlib.suppress(safetensors.WeightsError):  # what is damaged there is fetched anew
                 found[key] = safetensors.describe(stored)
-            if key not in found and place.get("kind") == "directory" and folder.is_dir():
+            if key in found or weights.made_from:
+                continue
+            if place.get("kind") == "directory" and folder.is_dir():
                 found[key] = safetensors.describe(folder)
     return found
 
@@ -87,12 +90,10 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         hugepages=None if settings.hugepages < 0 else settings.hugepages,
         zentorch=settings.zentorch,
     )
-    plan = capacity.plan(
-        models,
-        host,
-        settings,
-        needs.Knowledge(details_at_hand(models, root, given["source"]), observed.observe(Path(given["state_root"]))),
-    )
+    details = details_at_hand(models, root, given["source"])
+    details |= asking.ask(models, given["source"], details)
+    knowledge = needs.Knowledge(details, observed.observe(Path(given["state_root"])))
+    plan = capacity.plan(models, host, settings, knowledge)
     places = serving.Places(
         environment=given["environment_path"],
         models=given["models_root"],
@@ -100,7 +101,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         settings=settings,
     )
     instances = serving.instances(plan.placed, places)
-    chosen = {}
+    chosen: dict[str, dict[str, Any]] = {}
     for place in plan.placed:
         weights = place.need.model.weights[place.need.variant]
         chosen[place.need.model.name] = {
@@ -108,6 +109,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
             "repository": weights.repository,
             "revision": weights.revision,
             "source": {**given["source"], **weights.source},
+            "made_from": weights.made_from,
         }
     return {
         "changed": False,
@@ -117,6 +119,9 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         "settings": settings.as_dict(),
         "report": plan.report().splitlines(),
         "notes": list(plan.notes),
+        "variants": list(
+            offering.lines(models, host, knowledge, root, {n: one["variant"] for n, one in chosen.items()})
+        ),
     }
 
 

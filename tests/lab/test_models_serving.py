@@ -57,6 +57,12 @@ def test_answers_a_chat_with_words_of_its_own(llm: Host, model: str) -> None:
     assert choice["finish_reason"] == "stop"
 
 
+def test_serves_the_variant_that_its_stanza_asks_for(llm: Host, model: str) -> None:
+    served = json.loads(loopback.ask(llm, f"http://127.0.0.1:{PORTS[model]}/v1/models")[1])["data"][0]["root"]
+    manifest = json.loads(llm.check_output("cat %s/citadel-manifest.json", served))
+    assert manifest.get("made", {}).get("variant", "bf16") == ("int8" if model == "openchat-3.5" else "bf16")
+
+
 def test_completes_and_repeats_itself_when_asked_to(llm: Host, model: str) -> None:
     body = {"prompt": "Say that", "max_tokens": 8, "temperature": 0, "seed": 0}
     one, two = (json.loads(ask(llm, model, "completions", body))["choices"][0]["text"] for _ in range(2))

@@ -15,6 +15,7 @@ VERBS: dict[str, str] = {
     "face": "gateway_service",
     "fetch": "fetch",
     "logs": "logs",
+    "make": "making",
     "prestart": "prestart",
     "ready": "ready",
     "release": "release.cli",

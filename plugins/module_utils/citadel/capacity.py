@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import catalogue, remedies, tables
+from . import asking, catalogue, remedies, tables
 from .catalogue import CatalogueError, Model
-from .needs import TOLERANCE, Knowledge, Measured, Need, deviation, needs_of, needs_of_model
+from .choice import choices, smallest
+from .needs import TOLERANCE, Knowledge, Measured, Need, deviation, needs_of
 from .placement import Placed, gib, place
 from .settings import Settings
 from .topology import GIB, Host
-from .variants import obstacle, runnable
+from .variants import hindrance
+
+RECOMMENDED = 32, 256  # cores and GiB
 
 
 class DoesNotFit(ValueError):
@@ -35,50 +37,80 @@ class Plan:
     def report(self) -> str:
         return tables.of_plan(self.host, self.settings, self.placed, self.notes)
 
+    def placed_below_wish(self, models: Sequence[Model]) -> bool:
+        """Did anybody get less than its stanza wishes?"""
+        asked = {model.name: model for model in models}
+        return any(
+            one.need.model.cores < asked[one.need.model.name].cores
+            or (one.need.variant != "bf16" and one.need.model.variant == "auto")
+            or one.need.cache < asked[one.need.model.name].kv_cache_gib * GIB
+            for one in self.placed
+        )
+
 
 def plan(
     models: Sequence[Model], host: Host, settings: Settings | None = None, knowledge: Knowledge | None = None
 ) -> Plan:
-    """The plan with the most faithful variants that fit, or DoesNotFit with the sums and the way out."""
+    """The plan that gives up least of what the stanzas wish, or DoesNotFit with the sums and the way out."""
     settings, knowledge = settings or Settings(), knowledge or Knowledge()
-    choices = {model.name: variants_of(model, host, knowledge) for model in models}
-    refused: tuple[list[str], list[Need]] | None = None
-    for chosen in combinations(choices):
-        needs = needs_of(models, chosen, knowledge)
-        problems, placed = place(needs, host, settings)
-        if not problems:
-            notes = [*differences(models, chosen, knowledge), *remarks(placed, host, settings)]
-            return Plan(host, settings, tuple(placed), tuple(notes))
-        refused = refused or (problems, needs)
-    if refused is None:
+    if not models:
         raise CatalogueError("*", "enabled", False, "no model is left to plan")
-    situation = remedies.Situation(tuple(models), host, settings)
-    ways = remedies.ways_out(situation, knowledge)
-    raise DoesNotFit(tables.of_refusal(host, settings, *refused, ways))
+    wished = next(choices(models, host, knowledge)).needs(models, host, settings, knowledge)
+    for choice in choices(models, host, knowledge):
+        problems, placed = place(choice.needs(models, host, settings, knowledge), host, settings)
+        if not problems:
+            found = (
+                *differences(models, choice.variants, knowledge),
+                *explained(placed, models, wished, host, settings),
+                *remarks(placed, host, settings),
+            )
+            return Plan(host, settings, tuple(placed), found)
+    least = smallest(models, host, knowledge).needs(models, host, settings, knowledge)
+    problems, _ = place(least, host, settings)
+    ways = remedies.ways_out(remedies.Situation(tuple(models), host, settings), knowledge)
+    full = gib(sum(need.total for need in wished))
+    in_full = " and ".join(sorted({need.variant for need in wished}))
+    notes = [
+        f"this is the least that the plan may choose; in {in_full}, with the caches that the stanzas wish, the models "
+        f"need {full} and {cores_of(models)} cores"
+    ]
+    raise DoesNotFit(tables.of_refusal((problems, least), host, settings, notes, ways))
 
 
-def variants_of(model: Model, host: Host, knowledge: Knowledge) -> list[str]:
-    """What may be chosen for this model here, the most faithful first."""
-    moe = needs_of_model(model, "bf16", knowledge)[0].architecture.moe
-    wanted = [model.variant] if model.variant != "auto" else list(model.weights)
-    found = runnable(wanted, moe, host.processor)
-    if not found:
-        problem = "; ".join(filter(None, (obstacle(variant, moe, host.processor) for variant in wanted)))
-        raise CatalogueError(
-            model.name, "variant", model.variant, f"{problem}, and {host.name} has {host.processor}; choose another"
+def cores_of(models: Sequence[Model]) -> int:
+    return sum(model.cores * model.replicas for model in models)
+
+
+def explained(
+    placed: Sequence[Placed], models: Sequence[Model], wished: Sequence[Need], host: Host, settings: Settings
+) -> Iterator[str]:
+    """Why the plan is not what the stanzas wish."""
+    room = gib(host.memory - settings.fixed_on(host))
+    now = {one.need.instance: one.need for one in placed}
+    smaller = [need for need in wished if now[need.instance].variant != need.variant]
+    if smaller:
+        chosen = ", ".join(f"{need.instance} as {now[need.instance].variant}" for need in smaller)
+        in_full = ", ".join(sorted({need.variant for need in wished}))
+        yield (
+            f"{chosen}: in {in_full} the models need {gib(sum(need.total for need in wished))} and {room} are theirs; "
+            "of what fits, this is the most faithful"
         )
-    return found
-
-
-def combinations(choices: Mapping[str, list[str]]) -> Iterator[dict[str, str]]:
-    """Every choice of variants; those that give up least come first."""
-    names = list(choices)
-    ranked = sorted(
-        itertools.product(*(range(len(choices[name])) for name in names)),
-        key=lambda steps: (sum(steps), max(steps, default=0), steps),
-    )
-    for steps in ranked:
-        yield {name: choices[name][step] for name, step in zip(names, steps, strict=True)}
+    for need in wished:
+        quantised = hindrance(need.model, "int8", need.architecture, host.processor)
+        if smaller and need not in smaller and need.model.variant == "auto" and quantised:
+            yield f"{need.instance} stays {now[need.instance].variant}: {quantised}"
+    caches = [need for need in wished if now[need.instance].cache < need.cache]
+    if caches:
+        told = ", ".join(f"{n.instance} {gib(now[n.instance].cache)} of {gib(n.cache)}" for n in caches)
+        yield f"caches are smaller than wished, but hold one full context: {told}"
+    asked = {model.name: model.cores for model in models}
+    fewer = [one for one in placed if one.need.model.cores < asked[one.need.model.name]]
+    if fewer:
+        told = ", ".join(f"{one.need.instance} {len(one.cpus)} of {asked[one.need.model.name]}" for one in fewer)
+        yield (
+            f"cores: {cores_of(models)} are wished and {len(host.cpus)} there; they were taken from whom it slows "
+            f"least against its time per token: {told}"
+        )
 
 
 def differences(models: Sequence[Model], chosen: Mapping[str, str], knowledge: Knowledge) -> Iterator[str]:
@@ -97,8 +129,11 @@ def differences(models: Sequence[Model], chosen: Mapping[str, str], knowledge: K
 def remarks(placed: Sequence[Placed], host: Host, settings: Settings) -> Iterator[str]:
     """What is worth knowing of a plan that fits."""
     for one in placed:
-        if one.need.variant != "bf16" and one.need.model.variant == "auto":
-            yield f"{one.need.instance} runs as {one.need.variant}, since the models do not all fit in bf16"
+        if not one.need.architecture.known:
+            yield (
+                f"{one.need.instance}: {one.need.architecture.name} is no architecture that the plan knows; its "
+                "weights are the sum of its files, its cache is the most that it can take, its first start measures it"
+            )
     if settings.share_cores:
         yield "models share cores: fine for a lab, slow anywhere else"
     elif len(host.cpus) == sum(len(one.cpus) for one in placed):
@@ -127,11 +162,24 @@ def sketch(text: str) -> Host:
         raise ValueError(f"--host {text}: {error}") from None
 
 
-def read_planned(path: Path) -> tuple[list[Model], Settings]:
-    """Complete stanzas and settings, as the verb `capacity` takes them from an inventory."""
+def on_recommended(smaller: Plan, models: Sequence[Model], knowledge: Knowledge) -> str:
+    """What the same catalogue gets on the host that is recommended, with this processor."""
+    larger = replace(Host.sketched(RECOMMENDED[0], RECOMMENDED[1] * GIB), processor=smaller.host.processor)
+    try:
+        found = plan(models, larger, smaller.settings, knowledge)
+    except DoesNotFit:
+        return "it does not fit either"
+    return ", ".join(
+        f"{one.need.instance} {one.need.variant} on {len(one.cpus)} cores, {tables.ceiling(one, larger):.1f} tokens/s"
+        for one in found.placed
+    )
+
+
+def read_planned(path: Path) -> tuple[list[Model], Settings, Mapping[str, str]]:
+    """Complete stanzas, settings and source, as the verb `capacity` takes them from an inventory."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return catalogue.parse(found["stanzas"]), Settings.of(found["settings"])
+        return catalogue.parse(found["stanzas"]), Settings.of(found["settings"]), found.get("source", {})
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} holds no stanzas and settings: {error}") from error
 
@@ -144,8 +192,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     try:
         host = Host.here(Path("/")) if arguments.host == "here" else sketch(arguments.host)
-        models, settings = read_planned(arguments.planned)
-        print(plan(models, host, settings).report())
+        models, settings, source = read_planned(arguments.planned)
+        knowledge = Knowledge(asking.ask(models, source, {}))
+        found = plan(models, host, settings, knowledge)
+        print(found.report())
+        if found.placed_below_wish(models):
+            print(f"On {RECOMMENDED[0]} cores and {RECOMMENDED[1]} GiB: {on_recommended(found, models, knowledge)}")
     except (DoesNotFit, ValueError) as problem:
         print(problem, file=sys.stderr)
         return 1

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .recipes import RECIPES, revision_of
+
 KINDS = ("chat", "embeddings")
 VARIANTS = ("bf16", "int8", "int4")  # from the most faithful to the smallest
 SOURCES = ("hub", "mirror", "directory", "archive")
@@ -40,6 +42,7 @@ class Weights:
     repository: str
     revision: str
     source: Mapping[str, str] = field(default_factory=dict)
+    made_from: str = ""  # the revision of which this host makes it; empty: it is fetched as it is
 
 
 @dataclass(frozen=True)
@@ -241,6 +244,11 @@ class Stanza:
             if not repository and source.get("kind", "hub") in ("hub", "mirror"):
                 raise self.refuse("repository", f"give owner/name for the {variant} weights")
             found[variant] = Weights(variant, repository, revision, {k: str(v) for k, v in source.items()})
+        if self.keys.get("kind") == "chat":
+            base = found["bf16"]
+            for variant in RECIPES:
+                made = revision_of(variant, base.repository, base.revision)
+                found.setdefault(variant, Weights(variant, base.repository, made, base.source, base.revision))
         return found
 
     def parse(self) -> Model:

@@ -44,7 +44,9 @@ class Knowledge:
     measured: Mapping[str, Measured] = field(default_factory=dict)  # instance -> figures
 
     def of(self, model: Model, weights: Weights) -> Mapping[str, Any] | None:
-        """Read from the files if they are at hand, else as recorded."""
+        """Read from the files if they are at hand, else as recorded; what is made here is in no record."""
+        if weights.made_from:
+            return self.details.get(f"{model.name}/{weights.revision}")
         return self.details.get(f"{model.name}/{weights.revision}") or KNOWN_MODELS.get(weights.repository)
 
     def shape_of_base(self, model: Model, variant: str) -> Mapping[str, Any] | None:
@@ -105,9 +107,18 @@ def needs_of_model(model: Model, variant: str, knowledge: Knowledge) -> list[Nee
             model.name,
             "repository",
             weights.repository,
-            "its config.json is neither on this host nor recorded; fetch the model first, or add it to known_models.py",
+            "its config.json is neither on this host nor recorded, and was not to be had from its source; "
+            "fetch the model first, or add it to known_models.py",
         )
     architecture = architecture_of(model, weights, known)
+    if not architecture.known and not known.get("weight_bytes"):
+        raise CatalogueError(
+            model.name,
+            "repository",
+            weights.repository,
+            f"{architecture.name} is no architecture that the plan knows, and its files could not be asked for their "
+            "size; fetch the model first",
+        )
     context_cache = architecture.kv_bytes_of_context(model.context, model.batched_tokens)
     cache = 0 if architecture.encoder else max(round(model.kv_cache_gib * GIB), context_cache)
     return [
@@ -145,7 +156,7 @@ def architecture_of(model: Model, weights: Weights, known: Mapping[str, Any]) ->
 
 def activations(model: Model, architecture: Architecture) -> int:
     """The largest batch between two layers, and the logits of all sequences."""
-    width = 4 * architecture.hidden + 3 * architecture.intermediate * architecture.experts_per_token
+    width = 4 * architecture.hidden + 3 * architecture.width
     batch = model.batched_tokens * width * 2
     logits = model.sequences * architecture.vocabulary * 4
     return min(batch + logits, ACTIVATIONS_MOST)

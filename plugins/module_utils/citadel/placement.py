@@ -15,6 +15,7 @@ from .topology import GIB, Host
 
 GB = 10**9
 MEMORY_MAX_FACTOR = 1.1
+CORE_BYTES_PER_SECOND = 12e9  # what one core pulls from memory
 LOAD_BYTES_PER_SECOND = 150e6  # a slow disk, nothing cached
 # Imports and compilation on a busy machine, and slack upon a measured load. A crash is told at once, so patience costs
 # nothing; and a figure that a slow day does not exceed leaves the units as they are.
@@ -37,6 +38,14 @@ class Placed:
         if self.need.model.memory_gb:
             return round(self.need.model.memory_gb * GB)
         return round(self.need.total * MEMORY_MAX_FACTOR)
+
+
+def tokens_per_second(need: Need, cores: int, host: Host) -> float:
+    """The most for one sequence: each token reads all active weights once. Without AMX four bits save memory and no
+    time, since unpacking them takes what reading them would have."""
+    variant = "bf16" if need.variant == "int4" and not host.processor.amx else need.variant
+    active = need.architecture.active_bytes(variant) or need.weights
+    return cores * CORE_BYTES_PER_SECOND / active
 
 
 def gib(amount: float) -> str:
@@ -103,11 +112,15 @@ def disk_problem(needs: Sequence[Need], host: Host, settings: Settings) -> str:
     """This revision and those kept for a rollback; what is in the store already is paid for."""
     wanted = 0
     for need in {need.model.name: need for need in needs}.values():
-        name, revision = need.model.name, need.model.weights[need.variant].revision
+        name, weights = need.model.name, need.model.weights[need.variant]
+        revision = weights.revision
         stored = {key: size for key, size in host.installed.items() if key.startswith(f"{name}/")}
         there = stored.pop(f"{name}/{revision}", 0)
         missing = max(0, settings.revisions_kept - 1 - len(stored))
         wanted += max(0, need.weights - there) + need.weights * missing
+        if weights.made_from and not there:
+            base = host.installed.get(f"{name}/{weights.made_from}", 0)
+            wanted += max(0, need.architecture.weight_bytes("bf16") - base)
     if wanted <= host.disk_free:
         return ""
     return (
@@ -120,7 +133,10 @@ def core_problem(needs: Sequence[Need], host: Host, settings: Settings) -> str:
     wanted, there = sum(need.model.cores for need in needs), len(host.cpus)
     if wanted <= there or settings.share_cores:
         return ""
-    return f"cores: the models ask for {wanted}, there are {there}; lower `cores` by {wanted - there} in all"
+    return (
+        f"cores: the models take {wanted} at least, half of what they ask for, and there are {there}; "
+        f"lower `cores` by {2 * (wanted - there)} in all"
+    )
 
 
 class Free:

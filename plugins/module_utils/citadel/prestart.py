@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from . import safetensors, store
+from . import making, safetensors, store
 from .release.services import environment_of
 from .release.systemd import Systemctl
 from .topology import GIB, nearest_existing, read_meminfo
@@ -45,7 +45,7 @@ def problems(
 
 def model_problems(folder: Path) -> Iterator[str]:
     try:
-        store.verify(folder, deep=False)
+        making.made_by(store.verify(folder, deep=False), folder)
         safetensors.describe(folder)
     except (store.StoreError, safetensors.WeightsError, OSError) as error:
         yield str(error)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from .catalogue import VARIANTS, CatalogueError, Model
-from .needs import Knowledge, Need, needs_of, needs_of_model
+from .choice import smallest
+from .needs import Knowledge, Need, needs_of_model
 from .placement import GB, excess, place
 from .settings import Settings
-from .topology import GIB, Host
+from .topology import Host
 from .variants import obstacle
 
 SHOWN = 3
@@ -89,8 +90,9 @@ def applied(changes: Sequence[Change], situation: Situation) -> Situation:
 
 
 def needs_in(situation: Situation, knowledge: Knowledge) -> list[Need]:
-    chosen = {model.name: "bf16" if model.variant == "auto" else model.variant for model in situation.models}
-    return needs_of(situation.models, chosen, knowledge)
+    """Of the choice that asks for least."""
+    models, host = situation.models, situation.host
+    return smallest(models, host, knowledge).needs(models, host, situation.settings, knowledge)
 
 
 def fits(situation: Situation, knowledge: Knowledge) -> bool:
@@ -132,12 +134,12 @@ def possible_changes(situation: Situation, knowledge: Knowledge) -> Iterator[Cha
 
 def changes_of(model: Model, host: Host, knowledge: Knowledge) -> Iterator[Change]:
     whole = needs_of_model(model, "bf16", knowledge)[0]
-    if round(model.kv_cache_gib * GIB) > whole.context_cache:
-        yield setting(model, "kv_cache_gib", 0, 2, partial(replace, kv_cache_gib=0.0))
     if model.memory_gb:
         yield setting(model, "memory_gb", 0, 1, partial(replace, memory_gb=0.0))
+    # What `auto` may choose was tried already; what a processor runs, but nobody can make here, may be found elsewhere.
     for step, variant in enumerate(VARIANTS[1:]):
-        if model.variant in ("bf16", "auto") and not obstacle(variant, whole.architecture.moe, host.processor):
+        smaller = VARIANTS.index(model.variant) <= step if model.variant != "auto" else variant not in model.weights
+        if smaller and not obstacle(variant, whole.architecture.moe, host.processor):
             yield setting(model, "variant", variant, 3 + step, partial(with_variant, variant=variant))
     if model.replicas > 1:
         fewer = model.replicas - 1

@@ -51,13 +51,20 @@ def read_header(path: Path) -> dict[str, Any]:
     return tensors
 
 
+def data_start(path: Path) -> int:
+    """Where the first tensor begins."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+    return 8 + int(length)
+
+
 def tensor_bytes(entry: dict[str, Any]) -> int:
     begin, end = entry["data_offsets"]
     return int(end) - int(begin)
 
 
-def weights_of(folder: Path) -> Weights:
-    """Read from the headers; every file that the index names has to be there."""
+def files_of(folder: Path) -> list[str]:
+    """The files of weights; every one that the index names has to be there."""
     index = folder / INDEX
     if index.exists():
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -68,6 +75,11 @@ def weights_of(folder: Path) -> Weights:
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
         raise WeightsError(f"{folder} lacks {missing[0]}, which {INDEX} names; fetch the model again")
+    return names
+
+
+def weights_of(folder: Path) -> Weights:
+    names = files_of(folder)
     sizes = [tensor_bytes(entry) for name in names for entry in read_header(folder / name).values()]
     return Weights(sum(sizes), max(sizes, default=0))
 

@@ -58,9 +58,9 @@ class Source(Protocol):
     def list(self, revision: str) -> Listing: ...
 
     def open(
-        self, listing: Listing, entry: Entry, offset: int
+        self, listing: Listing, entry: Entry, offset: int, count: int = 0
     ) -> AbstractContextManager[tuple[int, io.BufferedIOBase]]:
-        """Where the answer really begins, and the bytes from there on."""
+        """Where the answer really begins, and the bytes from there on; `count` is how many will be read, 0 is all."""
         ...
 
 
@@ -113,9 +113,10 @@ class Web:
         if token_file:
             self.headers["Authorization"] = f"Bearer {Path(token_file).read_text(encoding='utf-8').strip()}"
 
-    def ask(self, path: str, offset: int) -> tuple[int, io.BufferedIOBase]:
+    def ask(self, path: str, offset: int, count: int) -> tuple[int, io.BufferedIOBase]:
         address = f"{self.url}/{urllib.parse.quote(path, safe='/?=&')}"
-        headers = {**self.headers, **({"Range": f"bytes={offset}-"} if offset else {})}
+        asked = {"Range": f"bytes={offset}-{offset + count - 1 if count else ''}"} if offset or count else {}
+        headers = {**self.headers, **asked}
         request = urllib.request.Request(address, headers=headers)  # noqa: S310 the scheme was checked
         try:
             answer = WEB.open(request, timeout=SILENCE_SECONDS)
@@ -129,9 +130,9 @@ class Web:
         return (offset if answer.status == http.HTTPStatus.PARTIAL_CONTENT else 0), answer
 
     @contextmanager
-    def get(self, path: str, offset: int = 0) -> Iterator[tuple[int, io.BufferedIOBase]]:
+    def get(self, path: str, offset: int = 0, count: int = 0) -> Iterator[tuple[int, io.BufferedIOBase]]:
         """Where the answer begins, since not every server resumes, and the answer."""
-        start, answer = self.ask(path, offset)
+        start, answer = self.ask(path, offset, count)
         with answer:
             yield start, answer
 
@@ -168,9 +169,9 @@ class Hub(Web):
         return Listing(commit, entries, f"{self.url}/{self.repository}")
 
     def open(
-        self, listing: Listing, entry: Entry, offset: int
+        self, listing: Listing, entry: Entry, offset: int, count: int = 0
     ) -> AbstractContextManager[tuple[int, io.BufferedIOBase]]:
-        return self.get(f"{self.repository}/resolve/{listing.revision}/{entry.path}", offset)
+        return self.get(f"{self.repository}/resolve/{listing.revision}/{entry.path}", offset, count)
 
 
 def manifest_entries(manifest: Mapping[str, Any]) -> tuple[Entry, ...]:
@@ -191,9 +192,9 @@ class Mirror(Web):
         return Listing(revision, manifest_entries(manifest), f"{self.url}/{self.model}/{revision}")
 
     def open(
-        self, listing: Listing, entry: Entry, offset: int
+        self, listing: Listing, entry: Entry, offset: int, count: int = 0
     ) -> AbstractContextManager[tuple[int, io.BufferedIOBase]]:
-        return self.get(f"{self.model}/{listing.revision}/{entry.path}", offset)
+        return self.get(f"{self.model}/{listing.revision}/{entry.path}", offset, count)
 
 
 class Directory:
@@ -219,8 +220,10 @@ class Directory:
         return Listing(revision, entries, f"directory {self.path}")
 
     @contextmanager
-    def open(self, listing: Listing, entry: Entry, offset: int) -> Iterator[tuple[int, io.BufferedIOBase]]:
-        del listing
+    def open(
+        self, listing: Listing, entry: Entry, offset: int, count: int = 0
+    ) -> Iterator[tuple[int, io.BufferedIOBase]]:
+        del listing, count
         with (self.path / entry.path).open("rb") as file:
             file.seek(offset)
             yield offset, cast("io.BufferedIOBase", file)
@@ -252,8 +255,10 @@ class Archive:
         return Listing(revision, entries, f"archive {self.path}")
 
     @contextmanager
-    def open(self, listing: Listing, entry: Entry, offset: int) -> Iterator[tuple[int, io.BufferedIOBase]]:
-        del listing
+    def open(
+        self, listing: Listing, entry: Entry, offset: int, count: int = 0
+    ) -> Iterator[tuple[int, io.BufferedIOBase]]:
+        del listing, count
         with tarfile.open(self.path) as archive:
             file = archive.extractfile(self.members(archive)[entry.path])
             if file is None:

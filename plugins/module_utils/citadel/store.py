@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .sources import CHUNK, MANIFEST, sha256_of
@@ -44,14 +45,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def write_manifest(folder: Path, source: str, revision: str, checksums: Mapping[str, str]) -> dict[str, Any]:
+def write_manifest(
+    folder: Path, source: str, revision: str, checksums: Mapping[str, str], more: Mapping[str, Any]
+) -> dict[str, Any]:
     files = {}
     for name, checksum in sorted(checksums.items()):
         path = folder / name
         path.chmod(0o444)
         status = path.stat()
         files[name] = {"size": status.st_size, "sha256": checksum, "changed": status.st_mtime_ns}
-    manifest = {"source": source, "revision": revision, "files": files}
+    manifest = {"source": source, "revision": revision, **more, "files": files}
     temporary = folder / f".{MANIFEST}"
     temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     temporary.chmod(0o444)
@@ -85,9 +88,17 @@ def verify(folder: Path, deep: bool) -> dict[str, Any]:
     return manifest
 
 
-def commit(partial: Path, target: Path, source: str, revision: str, checksums: Mapping[str, str]) -> dict[str, Any]:
+def commit(
+    partial: Path,
+    target: Path,
+    source: str,
+    revision: str,
+    checksums: Mapping[str, str],
+    *,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Makes a finished folder the revision; before this moment the store does not know it."""
-    manifest = write_manifest(partial, source, revision, checksums)
+    manifest = write_manifest(partial, source, revision, checksums, more)
     for path in partial.rglob("*"):
         if path.is_dir():
             path.chmod(0o755)

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from .catalogue import format_cpus
 from .needs import Need
-from .placement import Placed, excess, gib
+from .placement import Placed, excess, gib, tokens_per_second
 from .settings import Settings
 from .topology import GIB, Host
 
 BAR = 24
-CORE_BYTES_PER_SECOND = 12e9  # what one core pulls from memory
 
 
 def of_plan(host: Host, settings: Settings, placed: Sequence[Placed], notes: Sequence[str]) -> str:
@@ -21,7 +20,7 @@ def of_plan(host: Host, settings: Settings, placed: Sequence[Placed], notes: Seq
             "",
             *sums([one.need for one in placed], host, settings),
             "",
-            *limits(placed),
+            *limits(placed, host),
             "",
             "tokens/s: the most that the cores can read of the weights, for one sequence",
             *(f"note: {note}" for note in notes),
@@ -30,14 +29,20 @@ def of_plan(host: Host, settings: Settings, placed: Sequence[Placed], notes: Seq
 
 
 def of_refusal(
-    host: Host, settings: Settings, problems: Sequence[str], needs: Sequence[Need], ways: Sequence[str]
+    refusal: tuple[Sequence[str], Sequence[Need]],
+    host: Host,
+    settings: Settings,
+    notes: Sequence[str],
+    ways: Sequence[str],
 ) -> str:
+    problems, needs = refusal
     return "\n".join(
         [
             f"The catalogue does not fit {host.name} ({host.processor}).",
             *(f"  rule {problem}" for problem in problems),
             "",
             *sums(needs, host, settings),
+            *(f"note: {note}" for note in notes),
             "",
             "Smallest changes that make it fit:",
             *(f"  - {way}" for way in ways or ["none found; take a larger host or fewer models"]),
@@ -68,16 +73,15 @@ def bar(amount: float, whole: float) -> str:
     return "█" * filled + "·" * (BAR - filled)
 
 
-def limits(placed: Sequence[Placed]) -> Iterator[str]:
+def limits(placed: Sequence[Placed], host: Host) -> Iterator[str]:
     titles = ("model", "node", "cores", "MemoryMax", "cache", "start", "tokens/s")
     yield "{:<16} {:>4} {:<10} {:>10} {:>9} {:>6} {:>9}".format(*titles)
     for one in placed:
         yield (
             f"{one.need.instance:<16} {one.node:>4} {format_cpus(one.cpus):<10} "
-            f"{gib(one.memory_max):>10} {gib(one.need.cache):>9} {one.start_seconds:>5}s {ceiling(one):>9.1f}"
+            f"{gib(one.memory_max):>10} {gib(one.need.cache):>9} {one.start_seconds:>5}s {ceiling(one, host):>9.1f}"
         )
 
 
-def ceiling(one: Placed) -> float:
-    """One token reads all active weights once."""
-    return len(one.cpus) * CORE_BYTES_PER_SECOND / one.need.architecture.active_bytes(one.need.variant)
+def ceiling(one: Placed, host: Host) -> float:
+    return tokens_per_second(one.need, len(one.cpus), host)

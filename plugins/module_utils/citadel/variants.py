@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from .catalogue import VARIANTS
+from .architecture import Architecture
+from .catalogue import VARIANTS, Model
+from .recipes import FAMILIES
 
 ZEN4_SIGN = "avx512_bf16"  # what tells Zen 4 and later from earlier AMD processors
 
@@ -65,6 +67,25 @@ def obstacle(variant: str, moe: bool, processor: Processor) -> str:
     return ""
 
 
-def runnable(variants: Collection[str], moe: bool, processor: Processor) -> list[str]:
-    """Of these variants the ones that run, the most faithful first."""
-    return [variant for variant in VARIANTS if variant in variants and not obstacle(variant, moe, processor)]
+def hindrance(model: Model, variant: str, architecture: Architecture, processor: Processor) -> str:
+    """What keeps a model from being served in a variant here, also that nobody can make it; empty if nothing does."""
+    if variant not in model.weights:
+        return f"citadel_models.{model.name}.variants has no {variant}"
+    problem = obstacle(variant, architecture.moe, processor)
+    if problem or not model.weights[variant].made_from:
+        return problem
+    elsewhere = f"name a repository in citadel_models.{model.name}.variants.{variant}"
+    if architecture.name not in FAMILIES:
+        return f"{variant} is made here of {', '.join(sorted(FAMILIES))}, and this is {architecture.name}; {elsewhere}"
+    if variant == "int4" and not architecture.fits_int4():
+        return f"int4 has groups of 128 weights, and the matrices of this model do not divide so; {elsewhere}"
+    return ""
+
+
+def servable(model: Model, variants: Collection[str], architecture: Architecture, processor: Processor) -> list[str]:
+    """Of these variants the ones that can be served, the most faithful first."""
+    return [
+        variant
+        for variant in VARIANTS
+        if variant in variants and not hindrance(model, variant, architecture, processor)
+    ]

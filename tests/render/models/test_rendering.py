@@ -160,7 +160,7 @@ def test_an_embeddings_model_is_one_stanza(tiny: Path, tmp_path: Path) -> None:
     [
         ({"port": 80}, "citadel_models.phi-3-mini.port = 80"),
         ({"context": 100000}, "takes 4096 tokens at most"),
-        ({"kv_cache_gib": 100000}, "Smallest changes that make it fit"),
+        ({"memory_gb": 0.5}, "Smallest changes that make it fit"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_touched(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from citadel import catalogue
+from citadel import catalogue, fetch
 from lab import tiny_models
+from tests.unit.models.hub import Hub
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -40,3 +42,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     assert tiny_models.main([str(folder)]) == 0
     return folder
+
+
+@pytest.fixture
+def hub(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setattr(fetch, "PAUSE_SECONDS", 0.01)
+    server = Hub(tiny / "phi-3-mini")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()

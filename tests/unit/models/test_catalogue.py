@@ -34,7 +34,11 @@ def test_the_committed_catalogue_has_the_required_figures(models: Any) -> None:
         ("hermes-2", {"port": 80}, ["hermes-2.port = 80", "1024"]),
         ("hermes-2", {"port": "11401"}, ["hermes-2.port = '11401'", "whole number"]),
         ("phi-3-mini", {"variant": "fp8"}, ["phi-3-mini.variant = 'fp8'", "bf16, int8, int4"]),
-        ("phi-3-mini", {"variant": "int8"}, ["phi-3-mini.variant = 'int8'", "phi-3-mini.variants"]),
+        (
+            "phi-3-mini",
+            {"variant": "int8", "kind": "embeddings"},
+            ["phi-3-mini.variant = 'int8'", "phi-3-mini.variants"],
+        ),
         ("phi-3-mini", {"variants": {"int3": {}}}, ["phi-3-mini.variants", "int3"]),
         ("phi-3-mini", {"cores": 0}, ["phi-3-mini.cores = 0", "from 1"]),
         ("phi-3-mini", {"cores": True}, ["phi-3-mini.cores = True"]),
@@ -109,3 +113,21 @@ def test_a_list_of_cpus_survives_being_written(cpus: set[int]) -> None:
 def test_lists_of_cpus_are_short() -> None:
     assert format_cpus((0, 1, 2, 5, 7, 8)) == "0-2,5,7-8"
     assert parse_cpus(" 7-8, 0-2,5 ") == (0, 1, 2, 5, 7, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("mixtral_8x7b", "mixtral-8x7b"),
+        ("mixtral", "mixtral-8x7b"),
+        ("hermes_2", "hermes-2"),
+        ("nous-hermes2", "hermes-2"),
+        ("openchat_3_5", "openchat-3.5"),
+        ("openchat-3-5", "openchat-3.5"),
+        ("openchat", "openchat-3.5"),
+        ("phi_3_mini", "phi-3-mini"),
+        ("phi3", "phi-3-mini"),
+    ],
+)
+def test_every_name_that_the_documents_use(models: Any, name: str, model: str) -> None:
+    assert [one.name for one in models() if name in one.aliases] == [model]

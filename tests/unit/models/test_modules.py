@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -11,16 +13,18 @@ from typing import Any
 import pytest
 
 import citadel
-from citadel import fetch, safetensors, sources, store
+from citadel import fetch, making, safetensors, sources, store
+from citadel.recipes import revision_of
 
 ROOT = Path(__file__).resolve().parents[3]
+ENVIRONMENT = Path(sys.executable).parents[1]  # it has numpy
 
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The module as Ansible would import it, with the package where Ansible puts it."""
     monkeypatch.setitem(sys.modules, "ansible.module_utils.citadel", citadel)
-    for one in (fetch, safetensors, sources, store):
+    for one in (fetch, making, safetensors, sources, store):
         monkeypatch.setitem(sys.modules, f"ansible.module_utils.{one.__name__}", one)
     spec = importlib.util.spec_from_file_location("citadel_model", ROOT / "plugins/modules/citadel_model.py")
     assert spec is not None and spec.loader is not None
@@ -34,6 +38,7 @@ def run(module: ModuleType, tiny: Path, root: Path, **more: Any) -> dict[str, An
     params = {
         "models": {"phi-3-mini": {"repository": "o/n", "revision": "r1", "source": place}},
         "root": str(root),
+        "environment": str(ENVIRONMENT),
         "deep": False,
     }
     ansible = SimpleNamespace(params={**params, **more}, check_mode=more.get("check", False))
@@ -64,6 +69,43 @@ def test_what_was_damaged_is_fetched_anew(module: ModuleType, tiny: Path, tmp_pa
     assert "model.safetensors was altered" in after["fetched"][0]
     assert after["models"] == before["models"]
     assert weights.read_bytes() == (tiny / "phi-3-mini" / "model.safetensors").read_bytes()
+
+
+def variant(tiny: Path) -> dict[str, Any]:
+    place = {"kind": "directory", "path": f"{tiny}/{{model}}"}
+    made = {"repository": "o/n", "source": place, "variant": "int8", "made_from": "r1"}
+    return {"phi-3-mini": {**made, "revision": revision_of("int8", "o/n", "r1")}}
+
+
+def test_a_variant_is_made_once_of_what_is_fetched_for_it(module: ModuleType, tiny: Path, tmp_path: Path) -> None:
+    pretended = run(module, tiny, tmp_path, models=variant(tiny), check=True)
+    first, second = (run(module, tiny, tmp_path, models=variant(tiny)) for _ in range(2))
+    name = revision_of("int8", "o/n", "r1")
+    told = ["phi-3-mini r1: not in the store", f"phi-3-mini {name}: not in the store, made of r1"]
+    assert pretended["fetched"] == first["fetched"] == told
+    assert (first["changed"], second["changed"]) == (True, False)
+    assert first["models"] == second["models"]
+    assert first["models"]["phi-3-mini"]["path"] == str(tmp_path / "phi-3-mini" / name)
+
+
+def test_a_variant_is_made_anew_when_it_is_damaged_or_of_other_files(
+    module: ModuleType, tiny: Path, tmp_path: Path
+) -> None:
+    before = run(module, tiny, tmp_path, models=variant(tiny))
+    target = Path(before["models"]["phi-3-mini"]["path"])
+    (target / "model.safetensors").unlink()
+    repaired = run(module, tiny, tmp_path, models=variant(tiny))
+    assert "model.safetensors is missing" in repaired["fetched"][0]
+    assert repaired["models"] == before["models"]
+    manifest = store.read_manifest(target)
+    (target / sources.MANIFEST).unlink()
+    manifest["made"]["source"] = "0" * 64
+    (target / sources.MANIFEST).write_text(json.dumps(manifest))
+    again = run(module, tiny, tmp_path, models=variant(tiny))
+    assert "it was made from other files than" in again["fetched"][0]
+    assert again["models"] == before["models"]
+    shutil.rmtree(tmp_path / "phi-3-mini" / "r1")
+    assert not run(module, tiny, tmp_path, models=variant(tiny))["changed"], "its source need not be kept"
 
 
 def test_progress_is_told_to_the_journal(

@@ -66,7 +66,7 @@ def test_only_the_labs_hosts_are_built_and_removed(verb: str) -> None:
     assert "only the lab's are ours" in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["deploy", "plan", "rollback", "releases", "keys", "smoke", "status"])
+@pytest.mark.parametrize("verb", ["deploy", "plan", "rollback", "releases", "keys", "variants", "smoke", "status"])
 def test_a_lab_that_is_not_there(verb: str) -> None:
     done = make(verb, "LAB_PREFIX=nolab")
     assert done.returncode != 0

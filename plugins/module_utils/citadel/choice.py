@@ -1,0 +1,96 @@
+"""What a plan may choose: the variant of each model, the room of its cache, how many cores it gets.
+
+A stanza's `variant: auto`, `kv_cache_gib` and `cores` are wishes. Whatever gives up least comes first: smaller caches
+before smaller weights, and a core is taken from whom it slows least against what was promised.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from .catalogue import CatalogueError, Model
+from .needs import Knowledge, Need, needs_of, needs_of_model
+from .placement import tokens_per_second
+from .settings import Settings
+from .topology import Host
+from .variants import hindrance, servable
+
+USUAL_MS_PER_TOKEN = 200.0  # for a model that promises none
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to serve the catalogue."""
+
+    variants: Mapping[str, str]
+    small_caches: bool
+
+    def needs(self, models: Sequence[Model], host: Host, settings: Settings, knowledge: Knowledge) -> list[Need]:
+        asked = [replace(model, kv_cache_gib=0.0) for model in models] if self.small_caches else models
+        return with_cores(needs_of(asked, self.variants, knowledge), host, settings)
+
+
+def choices(models: Sequence[Model], host: Host, knowledge: Knowledge) -> Iterator[Choice]:
+    """Every one there is, those that give up least first."""
+    possible = {model.name: variants_of(model, host, knowledge) for model in models}
+    for variants in combinations(possible):
+        yield Choice(variants, small_caches=False)
+        yield Choice(variants, small_caches=True)
+
+
+def smallest(models: Sequence[Model], host: Host, knowledge: Knowledge) -> Choice:
+    """The one that asks for least: if it does not fit, none does."""
+    return Choice({model.name: variants_of(model, host, knowledge)[-1] for model in models}, small_caches=True)
+
+
+def variants_of(model: Model, host: Host, knowledge: Knowledge) -> list[str]:
+    """What may be chosen for this model here, the most faithful first."""
+    architecture = needs_of_model(model, "bf16", knowledge)[0].architecture
+    wanted = [model.variant] if model.variant != "auto" else list(model.weights)
+    found = servable(model, wanted, architecture, host.processor)
+    if not found:
+        problems = (hindrance(model, variant, architecture, host.processor) for variant in wanted)
+        problem = "; ".join(filter(None, problems))
+        raise CatalogueError(
+            model.name, "variant", model.variant, f"{problem}, and {host.name} has {host.processor}; choose another"
+        )
+    return found
+
+
+def combinations(possible: Mapping[str, list[str]]) -> Iterator[dict[str, str]]:
+    names = list(possible)
+    ranked = sorted(
+        itertools.product(*(range(len(possible[name])) for name in names)),
+        key=lambda steps: (sum(steps), max(steps, default=0), steps),
+    )
+    for steps in ranked:
+        yield {name: possible[name][step] for name, step in zip(names, steps, strict=True)}
+
+
+def least_cores(model: Model) -> int:
+    """Half of what its stanza asks for; cores that it names stay its own."""
+    return model.cores if model.cpus else -(-model.cores // 2)
+
+
+def with_cores(needs: Sequence[Need], host: Host, settings: Settings) -> list[Need]:
+    """As many as the host has: one after the other is taken from the model that stays nearest to its promise."""
+    cores = {need.model.name: need.model.cores for need in needs}
+    over = sum(need.model.cores for need in needs) - len(host.cpus)
+    while over > 0 and not settings.share_cores:
+        left = {
+            need.model.name: tokens_per_second(need, cores[need.model.name] - 1, host) * promised_ms(need.model)
+            for need in needs
+            if cores[need.model.name] > least_cores(need.model)
+        }
+        if not left:
+            break
+        name = max(left, key=lambda name: left[name])
+        cores[name] -= 1
+        over -= sum(need.model.name == name for need in needs)
+    return [replace(need, model=replace(need.model, cores=cores[need.model.name])) for need in needs]
+
+
+def promised_ms(model: Model) -> float:
+    return float(model.objectives.get("per_token_ms", USUAL_MS_PER_TOKEN))
