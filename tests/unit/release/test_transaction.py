@@ -234,3 +234,23 @@ def test_of_several_attempts_with_one_content_the_good_one_is_meant(world: World
     good = deploy(world, alpha="a2")
     deploy(world, alpha="a3")
     assert good != bad.id and rollback(world.host(), bad.digest[:8], Terms("tester")).release == good
+
+
+@pytest.mark.parametrize("ends", ["well", "on trial", "at its start"])
+def test_a_socket_that_shall_listen_elsewhere_does_so_or_listens_as_before(world: World, ends: str) -> None:
+    """systemd closes it as soon as it hears of the other address, so it hears of that when the way is clear."""
+    first = deploy(world, alpha="a1")
+    socket, here, there = "citadel-gateway.socket", "8000", "127.0.0.1:8000"
+    assert world.systemd.opened == {socket: here}
+    files = release_files(gateway="g2", alpha="a1")
+    files[f"units/{socket}"] = files[f"units/{socket}"].replace(here, there)
+    if ends == "on trial":
+        world.proofs.wrong["g2"] = "no answer"
+    elif ends == "at its start":
+        world.systemd.crash.add("g2")
+    assert activate(world.host(), world.stage(files).id, Terms("tester")).good is (ends == "well")
+    assert world.systemd.opened == {socket: there if ends == "well" else here}
+    if ends == "well":
+        assert rollback(world.host(), first, Terms("tester")).good
+    assert world.systemd.opened == {socket: here}
+    assert world.serving()["gateway"] == "g1"

@@ -34,6 +34,7 @@ class SimulatedSystemd:
         self.crash: set[str] = set()  # digests that die at once
         self.slow = False  # do gateways drain for longer than anybody looks?
         self.draining: set[str] = set()
+        self.opened: dict[str, str] = {}  # sockets, and where each listens: nowhere, after a change behind its back
         self.before: Callable[[str], None] = lambda act: None
 
     def show(self, unit: str) -> UnitState:
@@ -54,7 +55,12 @@ class SimulatedSystemd:
         return list(self.running.values())[pid - 1] if pid else {}
 
     def reload(self) -> None:
+        """A socket that is open, and by its unit listens elsewhere, is closed by that; it is called running all the
+        same."""
         self._act("reload")
+        for name in self.opened:
+            if self._address(name) != self.opened[name]:
+                self.opened[name] = "nowhere"
 
     def start(self, unit: str, *, wait: bool) -> None:
         self._act(f"start {unit}")
@@ -67,6 +73,7 @@ class SimulatedSystemd:
 
     def stop(self, unit: str, *, wait: bool) -> None:
         self._act(f"stop {unit}")
+        self.opened.pop(unit, None)
         if self.running.pop(unit, None) and self.slow and not wait:
             self.draining.add(unit)
         for other in [name for name in self.running if f"PartOf={unit}" in (self._text(name) or "")]:
@@ -81,6 +88,7 @@ class SimulatedSystemd:
     def boot(self, recovery: Callable[[], object] = lambda: None) -> None:
         """Everything stops, the recovery has its turn, and what the links want is started."""
         self.running.clear()
+        self.opened.clear()
         recovery()
         for path in sorted(self._layout.units.glob("*.wants/*.service")):
             if path.name not in self.running:
@@ -93,6 +101,13 @@ class SimulatedSystemd:
         self.running.pop(unit, None)
         if digest not in self.crash:
             self.running[unit] = {"CITADEL_DIGEST": digest}
+        if unit.startswith(GATEWAY_PREFIX):
+            for path in self._layout.units.glob("*.socket"):
+                self.opened.setdefault(path.name, self._address(path.name))
+
+    def _address(self, socket: str) -> str:
+        found = re.search(r"^ListenStream=(.*)$", self._read(self._layout.units / socket) or "", re.MULTILINE)
+        return found[1] if found else ""
 
     def _text(self, unit: str) -> str | None:
         template = re.sub(r"@.*\.", "@.", unit)

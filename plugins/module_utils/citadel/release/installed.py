@@ -167,8 +167,15 @@ def strangers(layout: Layout, manifest: Manifest, live: Manifest | None) -> list
     return found + [f"{unit} is masked: `systemctl unmask {unit}`" for unit in masked]
 
 
-def switch(layout: Layout, manifest: Manifest, keep: Iterable[str], before: Manifest | None = None) -> None:
-    """Make `current` and every unit be what the release says. Gateways in `keep` still run: their units stay.
+def switch(
+    layout: Layout,
+    manifest: Manifest,
+    keep: Iterable[str],
+    before: Manifest | None = None,
+    hold: Iterable[str] = (),
+) -> None:
+    """Make `current` and every unit be what the release says, but for those that are put on hold. Gateways in `keep`
+    still run: their units stay.
 
     First everything is written aside: a disk that is full then has changed nothing. The rest are renames.
     """
@@ -178,7 +185,8 @@ def switch(layout: Layout, manifest: Manifest, keep: Iterable[str], before: Mani
     stale -= wanted.paths | {layout.units / unit for unit in keep}
     for leftover in layout.units.glob(".citadel-*.new"):
         leftover.unlink()
-    changed = {path: text for path, text in wanted.texts.items() if not _is(path, text)}
+    held = {layout.units / unit for unit in hold}
+    changed = {path: text for path, text in wanted.texts.items() if not _is(path, text) and path not in held}
     try:
         asides = {path: files.aside(_beside(layout, path), text) for path, text in changed.items()}
     except OSError:

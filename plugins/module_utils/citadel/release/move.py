@@ -30,7 +30,8 @@ def move(server: Server, manifest: Manifest) -> Proof:
     live = server.survey()
     todo = plan(manifest, live, listens(server.layout, manifest))
     with step(server, "switch"):
-        switch(server.layout, manifest, present_gateways(server.systemd), live.manifest)
+        # systemd closes a socket as soon as it reads that it listens elsewhere: it hears of that when the way is clear.
+        switch(server.layout, manifest, present_gateways(server.systemd), live.manifest, hold=todo.sockets)
         server.systemd.reload()
     _let_go_of_failed_gateways(server, manifest, live)
     loading = server.clock()
@@ -151,6 +152,8 @@ def _gateway(server: Server, manifest: Manifest, service: Service, todo: Plan) -
             server.systemd.stop(unit, wait=True)
         for unit in todo.sockets:
             server.systemd.stop(unit, wait=True)
+        switch(server.layout, manifest, present_gateways(server.systemd))
+        server.systemd.reload()
     if server.systemd.show(FACE).sub == "exited":
         # An earlier release's keeper of the sockets. What is started below is part of the face, and would stop with it.
         server.systemd.stop(FACE, wait=True)
