@@ -193,10 +193,12 @@ def _response_format(value: Any, guided: Guided) -> None:
         raise Refusal(400, "invalid_type", "response_format must be an object.", param=key)
     form = value.get("json_schema")
     if isinstance(form, dict):
-        _schema(f"{key}.json_schema", form.get("schema", form.get("json_schema")), guided)
+        # references in a schema start at the schema, and not at what is around it
+        for name in ("schema", "json_schema"):
+            _schema(f"{key}.json_schema", form.get(name), guided)
     elif value.get("type") == "json_schema":
         raise Refusal(400, "missing_required_parameter", "response_format.json_schema is missing.", param=key)
-    _tags(key, value, guided, 0)
+    _tags(key, {name: item for name, item in value.items() if name != "json_schema"}, guided, 0)
     _small(key, value, guided)
 
 

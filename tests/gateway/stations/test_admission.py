@@ -57,7 +57,7 @@ async def queued(
 
 async def refused(admission: Admission, model: Model, exchange: Exchange | None = None) -> Refusal:
     with pytest.raises(Refusal) as caught:
-        await enter(admission, model, exchange)
+        await admission.enter(exchange or asking("me"), model)
     return caught.value
 
 

@@ -32,7 +32,9 @@ def fitted(settings: dict[str, Any] | None = None, endpoint: str = "chat", **bod
     return exchange
 
 
-def refusal_of(settings: dict[str, Any] | None = None, endpoint: str = "chat", **body: Any) -> tuple[int, str, str | None]:
+def refusal_of(
+    settings: dict[str, Any] | None = None, endpoint: str = "chat", **body: Any
+) -> tuple[int, str, str | None]:
     with pytest.raises(Refusal) as caught:
         fitted(settings, endpoint, **body)
     return caught.value.status, caught.value.code, caught.value.param
@@ -90,7 +92,10 @@ class TestBody:
     def test_how_deep_a_body_may_be(self, deep: int, good: bool) -> None:
         """Beyond it, whoever walks through the body would run out of stack."""
         nested = "[" * deep + "]" * deep
-        for body in (f'{{"messages":{json.dumps(HELLO)},"x":{nested}}}', f'{{"x":{nested},"messages":{json.dumps(HELLO)}}}'):
+        for body in (
+            f'{{"messages":{json.dumps(HELLO)},"x":{nested}}}',
+            f'{{"x":{nested},"messages":{json.dumps(HELLO)}}}',
+        ):
             exchange = exchange_of(body=body.encode())
             if good:
                 open_envelope(exchange, CONFIG)
@@ -112,7 +117,10 @@ class TestBody:
         assert opened(messages=HELLO, stream=value)[0].stream is stream
 
     def test_stream_is_no_word_and_not_for_embeddings(self) -> None:
-        for endpoint, body in (("chat", {"messages": HELLO, "stream": "true"}), ("embeddings", {"input": "x", "stream": True})):
+        for endpoint, body in (
+            ("chat", {"messages": HELLO, "stream": "true"}),
+            ("embeddings", {"input": "x", "stream": True}),
+        ):
             with pytest.raises(Refusal) as caught:
                 opened(endpoint, **body)
             assert (caught.value.status, caught.value.param) == (400, "stream")

@@ -128,7 +128,9 @@ class TestMeter:
 
     def test_the_factor_of_a_tier(self) -> None:
         limits = limits_of()
-        rates = Rates(requests_per_minute=10, requests_per_hour=20, requests_per_day=30, tokens_per_minute=50, concurrent=3)
+        rates = Rates(
+            requests_per_minute=10, requests_per_hour=20, requests_per_day=30, tokens_per_minute=50, concurrent=3
+        )
         meter = limits.meter(("a",), rates, 2.5)
         assert [(window.limit, window.span) for window in meter.windows()] == [
             (25, 60.0),

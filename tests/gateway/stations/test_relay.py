@@ -16,7 +16,6 @@ from citadel_gateway.upstream import Kind, UpstreamError
 from tests.gateway.stations.parts import Clock, exchange_of, replicas_of
 
 
-
 def replica_of() -> Replica:
     (replica,) = replicas_of({}, load_seconds=40.0)
     return replica

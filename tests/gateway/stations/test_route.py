@@ -120,18 +120,22 @@ class TestChosen:
         fleet = fleet_of(config_of(models))
         for name, state in (states or {}).items():
             fleet.models[name].replicas[0].state = state
-        model = choose_model(
-            fleet.models.values(), wanted, default, lambda model: (loads or {}).get(model.name, 0.0)
-        )
+        model = choose_model(fleet.models.values(), wanted, default, lambda model: (loads or {}).get(model.name, 0.0))
         return None if model is None else model.name
 
     def worth(self, word: str, wanted: Wish, **settings: Any) -> float:
         """How much load a speciality makes up for, to a quarter of a unit."""
-        models = {"special": {"specialisation": [word], "context": 10**6, **settings}, "plain": {"context": 10**6, **settings}}
+        models = {
+            "special": {"specialisation": [word], "context": 10**6, **settings},
+            "plain": {"context": 10**6, **settings},
+        }
         worth = 0.0
         for quarter in range(0, 17):
             load = quarter / 8  # a whole load is two units
-            if self.best(wanted, {"plain": models["plain"], "special": models["special"]}, {"special": load}) == "special":
+            if (
+                self.best(wanted, {"plain": models["plain"], "special": models["special"]}, {"special": load})
+                == "special"
+            ):
                 worth = max(worth, 2 * load + 0.25)
         return worth
 
