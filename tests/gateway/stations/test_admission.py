@@ -268,6 +268,15 @@ class TestEnter:
         for task in tasks:
             task.cancel()
 
+    async def test_a_full_queue_is_what_the_client_is_told_of_first(self, clock: Clock) -> None:
+        admission, model, _ = single(queue=0)
+        for _ in range(5):
+            model.service.add(6.0)
+        await enter(admission, model)
+        exchange = asking("me")
+        exchange.client_deadline = clock.now + 1.0
+        assert (await refused(admission, model, exchange)).code == "queue_full"
+
     async def test_a_higher_priority_takes_the_place_of_a_lower_one(self) -> None:
         admission, model, lane = single(queue=1)
         permit = await enter(admission, model)
@@ -399,6 +408,14 @@ class TestBudget:
         await self.take(admission, one, 1)
         await self.take(admission, two, 1)
         assert await self.blocked(admission, two)
+
+    async def test_what_is_a_models_own_is_so_even_when_the_rest_is_overdrawn(self) -> None:
+        """After a reload with a smaller budget."""
+        admission, fleet = admission_of(TWO, **BUDGET)
+        _, two = fleet.models.values()
+        await self.take(admission, two, 1)
+        admission.common_used = 5.0
+        assert not await self.blocked(admission, two)
 
     async def test_lanes_with_least_of_their_share_go_first(self) -> None:
         admission, fleet = admission_of(

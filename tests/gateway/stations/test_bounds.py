@@ -13,7 +13,7 @@ from tests.gateway.stations.parts import model_of
 
 
 def refusal_of(
-    endpoint: str = "chat", bounds: dict[str, Any] | None = None, **body: Any
+    bounds: dict[str, Any] | None = None, endpoint: str = "chat", /, **body: Any
 ) -> tuple[int, str, str | None] | None:
     model = model_of({"bounds": bounds or {}})
     try:
@@ -58,7 +58,8 @@ class TestNumbers:
         for value in (low - step, high + step):
             assert refusal_of(**{key: value}) == (422, "out_of_range", key), value
         assert not whole or refusal_of(**{key: low + 0.5}) == (400, "invalid_type", key)
-        for absurd in ("1", [], {}):
+        absurds: list[Any] = ["1", [], {}]
+        for absurd in absurds:
             assert refusal_of(**{key: absurd}) == (400, "invalid_type", key)
         assert refusal_of(**{key: None}) is None
 
@@ -71,8 +72,8 @@ class TestNumbers:
     def test_the_ranges_are_the_models(self) -> None:
         own = {"temperature": [0.5, 1.0], "n": 2, "logprobs": 3}
         for key, good, bad in (("temperature", 0.5, 0.4), ("n", 2, 3), ("best_of", 2, 3), ("logprobs", 3, 4)):
-            assert refusal_of(bounds=own, **{key: good}) is None
-            assert refusal_of(bounds=own, **{key: bad}) == (422, "out_of_range", key)
+            assert refusal_of(own, **{key: good}) is None
+            assert refusal_of(own, **{key: bad}) == (422, "out_of_range", key)
 
     def test_other_numbers_fit_64_bits(self) -> None:
         """A larger one breaks the transport between the model server and its engine."""
@@ -111,13 +112,13 @@ class TestNotOffered:
         assert refusal_of(use_beam_search=False) is None
         for value in (True, "yes", 0):
             assert refusal_of(use_beam_search=value) == (422, "not_offered", "use_beam_search")
-            assert refusal_of(bounds={"beam_search": True}, use_beam_search=value) is None
+            assert refusal_of({"beam_search": True}, use_beam_search=value) is None
 
     def test_probabilities_of_the_prompt(self) -> None:
         for value in (0, 1):
             assert refusal_of(prompt_logprobs=value) == (422, "not_offered", "prompt_logprobs")
         for value, refusal in ((-1, True), (0, False), (3, False), (4, True)):
-            found = refusal_of(bounds={"prompt_logprobs": 3}, prompt_logprobs=value)
+            found = refusal_of({"prompt_logprobs": 3}, prompt_logprobs=value)
             assert found == ((422, "out_of_range", "prompt_logprobs") if refusal else None)
 
     @pytest.mark.parametrize(
@@ -133,8 +134,8 @@ class TestNotOffered:
         ],
     )
     def test_echo_is_another_name_for_them(self, endpoint: str, body: dict[str, Any], refused: bool) -> None:
-        assert refusal_of(endpoint, **body) == ((422, "not_offered", "echo") if refused else None)
-        assert refusal_of(endpoint, {"prompt_logprobs": 1}, **body) is None
+        assert refusal_of(None, endpoint, **body) == ((422, "not_offered", "echo") if refused else None)
+        assert refusal_of({"prompt_logprobs": 1}, endpoint, **body) is None
 
     def test_arguments_of_the_chat_template(self) -> None:
         assert refusal_of(chat_template_kwargs={"enable_thinking": False}) is None
@@ -206,15 +207,15 @@ class TestDepth:
     @pytest.mark.parametrize("key", ["response_format", "structured_outputs", "metadata_of_mine"])
     def test_of_what_the_model_server_walks_through(self, key: str) -> None:
         few = guided(depth=4)
-        assert refusal_of(bounds=few, **{key: nested(4)}) is None
-        assert refusal_of(bounds=few, **{key: nested(5)}) == (422, "out_of_range", key)
+        assert refusal_of(few, **{key: nested(4)}) is None
+        assert refusal_of(few, **{key: nested(5)}) == (422, "out_of_range", key)
 
     @pytest.mark.parametrize("key", ["response_format", "structured_outputs", "metadata_of_mine"])
     def test_its_size(self, key: str) -> None:
         few = guided(schema_bytes=20)
         for length, found in ((12, None), (13, (422, "out_of_range", key))):  # eight bytes are around it
             assert len(json.dumps({"a": "x" * length}, separators=(",", ":"))) == length + 8
-            assert refusal_of(bounds=few, **{key: {"a": "x" * length}}) == found
+            assert refusal_of(few, **{key: {"a": "x" * length}}) == found
 
 
 def wherever(schema: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -232,7 +233,7 @@ def schema_refusals(schema: Any, **figures: int) -> set[tuple[int, str] | None]:
     """What is said of it, wherever it stands; the place is named each time."""
     found: set[tuple[int, str] | None] = set()
     for where, body in wherever(schema):
-        refusal = refusal_of(bounds=guided(**figures), **body)
+        refusal = refusal_of(guided(**figures), **body)
         assert refusal is None or refusal[2] == where
         found.add(None if refusal is None else refusal[:2])
     return found
@@ -348,16 +349,16 @@ class TestStructured:
             few = guided(schema_bytes=40)
             text = '{"a":"' + "x" * 32 + '"}'
             assert len(text) == 40
-            assert refusal_of(bounds=few, structured_outputs={key: text + " "}) == (422, "out_of_range", where)
+            assert refusal_of(few, structured_outputs={key: text + " "}) == (422, "out_of_range", where)
             # the whole has a bound of its own
-            assert refusal_of(bounds=few, structured_outputs={key: text}) == (422, "out_of_range", "structured_outputs")
+            assert refusal_of(few, structured_outputs={key: text}) == (422, "out_of_range", "structured_outputs")
 
     @pytest.mark.parametrize("key", ["regex", "whitespace_pattern"])
     def test_patterns(self, key: str) -> None:
         few = guided(pattern=9, repeats=5)
-        assert refusal_of(bounds=few, structured_outputs={key: "x" * 9}) is None
+        assert refusal_of(few, structured_outputs={key: "x" * 9}) is None
         for bad in ("x" * 10, "a{6}"):
-            assert refusal_of(bounds=few, structured_outputs={key: bad}) == (
+            assert refusal_of(few, structured_outputs={key: bad}) == (
                 422,
                 "out_of_range",
                 f"structured_outputs.{key}",
@@ -366,15 +367,15 @@ class TestStructured:
     def test_a_grammar(self) -> None:
         few = guided(grammar=9, repeats=5)
         where = (422, "out_of_range", "structured_outputs.grammar")
-        assert refusal_of(bounds=few, structured_outputs={"grammar": "x" * 9}) is None
-        assert refusal_of(bounds=few, structured_outputs={"grammar": "x" * 10}) == where
-        assert refusal_of(bounds=few, structured_outputs={"grammar": "a{6}"}) == where
-        assert refusal_of(bounds=few, structured_outputs={"grammar": ["x" * 10]}) is None
+        assert refusal_of(few, structured_outputs={"grammar": "x" * 9}) is None
+        assert refusal_of(few, structured_outputs={"grammar": "x" * 10}) == where
+        assert refusal_of(few, structured_outputs={"grammar": "a{6}"}) == where
+        assert refusal_of(few, structured_outputs={"grammar": ["x" * 10]}) is None
 
     def test_choices(self) -> None:
         few = guided(choices=2)
-        assert refusal_of(bounds=few, structured_outputs={"choice": ["a", "b"]}) is None
-        assert refusal_of(bounds=few, structured_outputs={"choice": ["a", "b", "c"]}) == (
+        assert refusal_of(few, structured_outputs={"choice": ["a", "b"]}) is None
+        assert refusal_of(few, structured_outputs={"choice": ["a", "b", "c"]}) == (
             422,
             "out_of_range",
             "structured_outputs.choice",
@@ -382,7 +383,8 @@ class TestStructured:
 
     @pytest.mark.parametrize("key", ["response_format", "structured_outputs"])
     def test_no_objects(self, key: str) -> None:
-        for absurd in ("x", [], 5):
+        absurds: list[Any] = ["x", [], 5]
+        for absurd in absurds:
             assert refusal_of(**{key: absurd}) == (400, "invalid_type", key)
 
     def test_a_format_that_lacks_its_schema(self) -> None:
@@ -412,9 +414,9 @@ class TestStructured:
     def test_tools(self) -> None:
         assert refusal_of(tools={}) == (400, "invalid_type", "tools")
         few = {"tools": 2, **guided(schema_bytes=60)}
-        assert refusal_of(bounds=few, tools=[{}, 5]) is None
-        assert refusal_of(bounds=few, tools=[{}, {}, {}]) == (422, "out_of_range", "tools")
-        assert refusal_of(bounds=few, tools=[{"function": {"description": "x" * 60}}]) == (
+        assert refusal_of(few, tools=[{}, 5]) is None
+        assert refusal_of(few, tools=[{}, {}, {}]) == (422, "out_of_range", "tools")
+        assert refusal_of(few, tools=[{"function": {"description": "x" * 60}}]) == (
             422,
             "out_of_range",
             "tools[0]",
@@ -433,7 +435,7 @@ class TestTags:
             {"structured_outputs": {"structural_tag": {"format": tag}}},
             {"structured_outputs": {"structural_tag": json.dumps({"format": tag})}},
         ):
-            refusal = refusal_of(bounds=guided(**figures), **body)
+            refusal = refusal_of(guided(**figures), **body)
             found.add(None if refusal is None else refusal[:2])
         return found
 

@@ -299,7 +299,8 @@ class TestRefit:
 
     def again(self, settings: dict[str, Any], endpoint: str = "chat", **body: Any) -> tuple[Exchange, bool]:
         first = model_of({"defaults": {"max_tokens": 7}, "endpoints": ["chat", "completions"]})
-        exchange, envelope = opened(endpoint, **({"messages": HELLO} if endpoint == "chat" else {}), **body)
+        base: dict[str, Any] = {"messages": HELLO} if endpoint == "chat" else {}
+        exchange, envelope = opened(endpoint, **{**base, **body})
         exchange.original = exchange.body
         fit(exchange, envelope, first)
         other: Model = model_of(settings)

@@ -200,7 +200,7 @@ class TestKeys:
         found = identity.keys.find(headers[b"authorization"].decode().partition(" ")[2])
         assert found is not None
         assert found.expires is not None
-        monkeypatch.setattr(time, "time", lambda: found.expires - 0.01)  # type: ignore[operator]
+        monkeypatch.setattr(time, "time", lambda: found.expires - 0.01)
         identity.establish(headers, "192.0.2.1")
         monkeypatch.setattr(time, "time", lambda: found.expires)
         assert (refusal_of(identity, headers).status, refusal_of(identity, headers).code) == (401, "expired_api_key")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from citadel_gateway.config import Policy, Routing
+from citadel_gateway.config import Policy
 from citadel_gateway.envelope import open_envelope
 from citadel_gateway.errors import Refusal
 from citadel_gateway.exchange import Exchange
@@ -125,18 +125,13 @@ class TestChosen:
 
     def worth(self, word: str, wanted: Wish, **settings: Any) -> float:
         """How much load a speciality makes up for, to a quarter of a unit."""
-        models = {
-            "special": {"specialisation": [word], "context": 10**6, **settings},
-            "plain": {"context": 10**6, **settings},
-        }
+        plain = {"context": 10**6, **settings}
+        models = {"plain": plain, "special": {**plain, "specialisation": [word]}}
         worth = 0.0
-        for quarter in range(0, 17):
+        for quarter in range(17):
             load = quarter / 8  # a whole load is two units
-            if (
-                self.best(wanted, {"plain": models["plain"], "special": models["special"]}, {"special": load})
-                == "special"
-            ):
-                worth = max(worth, 2 * load + 0.25)
+            if self.best(wanted, models, {"special": load}) == "special":
+                worth = 2 * load + 0.25
         return worth
 
     @pytest.mark.parametrize(
