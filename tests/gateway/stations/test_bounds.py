@@ -336,9 +336,21 @@ class TestSchemas:
             names = {f"{number}": {"$ref": f"#/d/{number + 1}"} for number in range(length)}
             return {"d": {**names, f"{length}": {}}, "items": {"$ref": "#/d/0"}}
 
+        def turned(schema: dict[str, Any]) -> dict[str, Any]:
+            return {"d": dict(reversed(schema["d"].items())), "items": schema["items"]}
+
         # of depth 5, twenty steps: the item, and those that it leads to
-        assert schema_refusals(chain(18), depth=5) == FINE
-        assert schema_refusals(chain(19), depth=5) == TOO_MUCH
+        for order in (dict, turned):
+            assert schema_refusals(order(chain(18)), depth=5) == FINE
+            assert schema_refusals(order(chain(19)), depth=5) == TOO_MUCH
+
+    def test_many_ways_to_the_same_are_looked_at_once(self) -> None:
+        """Thirty that each name the next twice: a small schema must not stop the gateway for minutes."""
+        definitions: dict[str, Any] = {
+            f"{number}": {"anyOf": [{"$ref": f"#/$defs/{number + 1}"}] * 2} for number in range(30)
+        }
+        assert schema_refusals({"$defs": {**definitions, "30": {}}, "$ref": "#/$defs/0"}) == FINE
+        assert schema_refusals({"$defs": {**definitions, "30": {"$ref": "#/$defs/0"}}}) == INVALID
 
 
 class TestStructured:

@@ -210,6 +210,11 @@ class TestChosen:
         models: dict[str, dict[str, Any]] = {"plain": {}, "quick": {"specialisation": ["fast"]}}
         assert model_name(said(None, more, "hi"), models) == ("quick" if fast else "plain")
 
+    def test_an_answer_of_unsaid_length_is_taken_for_256_tokens(self) -> None:
+        for context, name in ((251 + 256, "small"), (250 + 256, "large")):
+            models: dict[str, dict[str, Any]] = {"small": {"context": context}, "large": {"context": 9999}}
+            assert model_name(said(content="x" * 1000), models) == name
+
     def test_an_embedding_has_no_answer(self) -> None:
         models: dict[str, dict[str, Any]] = {
             "plain": {"endpoints": ["embeddings"]},
