@@ -25,22 +25,33 @@ from tools import toolchain
 from tools.phases import ROOT, Failure, say
 
 SOURCE = ROOT / "gateway" / "src" / "citadel_gateway"
+ALONE = "tests/gateway/stations"
 CHAOS = "tests/chaos/gateway"
 SHARES = "tests/gateway/test_shares.py"
-# the tests of each station, those that fail soonest first
+# the tests of each station, those that fail soonest first: of the station by itself, then before simulated models
 STATIONS: dict[str, tuple[str, ...]] = {
-    "admission": (SHARES, f"{CHAOS}/test_limits.py", f"{CHAOS}/test_upstreams.py"),
-    "bounds": ("tests/gateway/test_parameters.py",),
-    "breaker": (f"{CHAOS}/test_poison.py", f"{CHAOS}/test_upstreams.py"),
-    "envelope": ("tests/gateway/test_parameters.py", "tests/gateway/test_route.py", "tests/gateway/test_api.py"),
-    "identity": ("tests/gateway/test_keys.py", SHARES),
-    "limits": (f"{CHAOS}/test_limits.py", "tests/gateway/test_limits.py"),
-    "quarantine": (f"{CHAOS}/test_poison.py",),
-    "relay": (f"{CHAOS}/test_upstreams.py", f"{CHAOS}/test_poison.py", "tests/gateway/test_api.py"),
-    "reservation": (SHARES, f"{CHAOS}/test_limits.py"),
-    "route": ("tests/gateway/test_route.py", SHARES),
-    "settlement": (SHARES, f"{CHAOS}/test_limits.py"),
-    "sse": (SHARES, f"{CHAOS}/test_upstreams.py"),
+    "admission": (f"{ALONE}/test_admission.py", SHARES, f"{CHAOS}/test_limits.py", f"{CHAOS}/test_upstreams.py"),
+    "bounds": (f"{ALONE}/test_bounds.py", "tests/gateway/test_parameters.py"),
+    "breaker": (f"{ALONE}/test_breaker.py", f"{CHAOS}/test_poison.py", f"{CHAOS}/test_upstreams.py"),
+    "envelope": (
+        f"{ALONE}/test_envelope.py",
+        "tests/gateway/test_parameters.py",
+        "tests/gateway/test_route.py",
+        "tests/gateway/test_api.py",
+    ),
+    "identity": (f"{ALONE}/test_identity.py", "tests/gateway/test_keys.py", SHARES),
+    "limits": (f"{ALONE}/test_limits.py", "tests/gateway/test_limits.py", f"{CHAOS}/test_limits.py"),
+    "quarantine": (f"{ALONE}/test_quarantine.py", f"{CHAOS}/test_poison.py"),
+    "relay": (
+        f"{ALONE}/test_relay.py",
+        f"{CHAOS}/test_upstreams.py",
+        f"{CHAOS}/test_poison.py",
+        "tests/gateway/test_api.py",
+    ),
+    "reservation": (f"{ALONE}/test_reservation.py", SHARES, f"{CHAOS}/test_limits.py"),
+    "route": (f"{ALONE}/test_route.py", "tests/gateway/test_route.py", SHARES),
+    "settlement": (f"{ALONE}/test_reservation.py", SHARES, f"{CHAOS}/test_limits.py"),
+    "sse": (f"{ALONE}/test_sse.py", SHARES, f"{CHAOS}/test_upstreams.py"),
 }
 PATIENCE = 240  # seconds of a mutant's tests; one that hangs is noticed, too
 _SWAPS: dict[type[ast.AST], type[ast.AST]] = {

@@ -144,7 +144,6 @@ class Admission:
         self.fleet = fleet
         self.lanes: dict[Model, Lane] = {}
         self.waiting = 0
-        self.common_used = 0.0  # of the shared part of the budget, used
         self.apply(settings)
 
     def apply(self, settings: AdmissionSettings) -> None:
@@ -158,6 +157,7 @@ class Admission:
         self.lanes = {
             model: lane for model, lane in self.lanes.items() if model in models or lane.in_flight or lane.waiting
         }
+        # of the part of the budget that is nobody's own
         self.common_used = sum(max(0.0, lane.cost - lane.reserved) for lane in self.lanes.values())
 
     @property

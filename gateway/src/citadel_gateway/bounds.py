@@ -193,10 +193,12 @@ def _response_format(value: Any, guided: Guided) -> None:
         raise Refusal(400, "invalid_type", "response_format must be an object.", param=key)
     form = value.get("json_schema")
     if isinstance(form, dict):
-        _schema(f"{key}.json_schema", form.get("schema", form.get("json_schema")), guided)
+        # references in a schema start at the schema, and not at what is around it
+        for name in ("schema", "json_schema"):
+            _schema(f"{key}.json_schema", form.get(name), guided)
     elif value.get("type") == "json_schema":
         raise Refusal(400, "missing_required_parameter", "response_format.json_schema is missing.", param=key)
-    _tags(key, value, guided, 0)
+    _tags(key, {name: item for name, item in value.items() if name != "json_schema"}, guided, 0)
     _small(key, value, guided)
 
 
@@ -296,13 +298,13 @@ def _schema(where: str, schema: Any, guided: Guided) -> None:
     if not isinstance(schema, dict):
         raise Refusal(400, "invalid_type", f"{where} must be a JSON schema.", param=where)
     _small(where, schema, guided)
-    _walk_schema(where, schema, schema, guided, 0)
+    _walk_schema(where, schema, _References(where, schema, guided.depth * 4), guided)
 
 
-def _walk_schema(where: str, node: Any, root: dict[str, Any], guided: Guided, depth: int) -> None:
+def _walk_schema(where: str, node: Any, references: _References, guided: Guided) -> None:
     if isinstance(node, list):
         for item in node:
-            _walk_schema(where, item, root, guided, depth + 1)
+            _walk_schema(where, item, references, guided)
         return
     if not isinstance(node, dict):
         return
@@ -314,33 +316,62 @@ def _walk_schema(where: str, node: Any, root: dict[str, Any], guided: Guided, de
         elif key == "enum" and isinstance(item, list) and len(item) > guided.choices:
             raise _too_much(where, f"an enum of {len(item)}", guided.choices)
         elif isinstance(item, dict | list):
-            _walk_schema(where, item, root, guided, depth + 1)
-    _refuse_circle(where, node, root, [], guided)
+            _walk_schema(where, item, references, guided)
+    references.follow(node)
 
 
-def _refuse_circle(where: str, node: Any, root: dict[str, Any], seen: list[int], guided: Guided) -> None:
+class _References:
     """A schema that stands for itself before it says anything: `{"$ref": "#"}`, directly or by way of others.
 
-    One that comes back to itself inside a property or an item is a tree or a list, and can be used.
+    One that comes back to itself inside a property or an item is a tree or a list, and can be used. How many steps a
+    node leads on is found out once: where each of a chain names the next one twice, there are a power of two of ways.
     """
-    if not isinstance(node, dict):
-        return
-    if id(node) in seen:
-        raise Refusal(
-            422, "invalid_schema", f"{where} refers to itself by $ref without end; break the circle.", param=where
-        )
-    seen.append(id(node))
-    if len(seen) > guided.depth * 4:
-        raise _too_much(where, "a longer chain of references", guided.depth * 4)
-    reference = node.get("$ref")
-    if isinstance(reference, str):
-        _refuse_circle(where, _target(where, reference, root), root, seen, guided)
-    for key in _SAME:
-        parts = node.get(key)
-        if isinstance(parts, list):
-            for part in parts:
-                _refuse_circle(where, part, root, seen, guided)
-    seen.pop()
+
+    __slots__ = ("most", "root", "seen", "steps", "where")
+
+    def __init__(self, where: str, root: dict[str, Any], most: int) -> None:
+        self.where = where
+        self.root = root
+        self.most = most
+        self.seen: list[int] = []  # on the way to where it is now
+        self.steps: dict[int, int] = {}
+
+    def follow(self, node: Any) -> int:
+        """How many steps there are from this node on, itself included."""
+        if not isinstance(node, dict):
+            return 0
+        found = self.steps.get(id(node))
+        if found is None:
+            if id(node) in self.seen:
+                raise Refusal(
+                    422,
+                    "invalid_schema",
+                    f"{self.where} refers to itself by $ref without end; break the circle.",
+                    param=self.where,
+                )
+            self.seen.append(id(node))
+            self._bound(0)
+            found = self._further(node) + 1
+            self.seen.pop()
+            self.steps[id(node)] = found
+        self._bound(found)
+        return found
+
+    def _further(self, node: dict[str, Any]) -> int:
+        most = 0
+        reference = node.get("$ref")
+        if isinstance(reference, str):
+            most = self.follow(_target(self.where, reference, self.root))
+        for key in _SAME:
+            parts = node.get(key)
+            if isinstance(parts, list):
+                for part in parts:
+                    most = max(most, self.follow(part))
+        return most
+
+    def _bound(self, further: int) -> None:
+        if len(self.seen) + further > self.most:
+            raise _too_much(self.where, "a longer chain of references", self.most)
 
 
 def _target(where: str, reference: str, root: dict[str, Any]) -> Any:
