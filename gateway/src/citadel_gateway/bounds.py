@@ -412,9 +412,9 @@ def _repeats(where: str, pattern: str, guided: Guided) -> None:
         count = max(int((found[1] or "0")[:10]), int((found[2] or "0")[:10]), 1)
         if count > guided.repeats:
             raise _too_much(where, f"{count} repetitions", guided.repeats)
-        product = min(product * count, 2**62)
-    if product > guided.repeats * guided.repeats:
-        raise _too_much(where, f"{product} nested repetitions", guided.repeats * guided.repeats)
+        product *= count
+        if product > guided.repeats * guided.repeats:
+            raise _too_much(where, f"{product} nested repetitions", guided.repeats * guided.repeats)
 
 
 def _not_offered(key: str, model: Model, what: str) -> Refusal:
