@@ -47,7 +47,8 @@ _INTERNAL = frozenset(
 _LISTS = frozenset(("stop", "bad_words", "logit_bias", "stop_token_ids", "allowed_token_ids", "logprob_token_ids"))
 _GUIDED = frozenset(("response_format", "structured_outputs", "tools"))
 _INTERNAL_KWARGS = frozenset(("chat_template", "tokenize", "tokenizer", "conversation", "return_tensors"))
-_REPEAT = re.compile(r"\{\s*(\d+)?\s*(?:,\s*(\d*)\s*)?\}")
+# {3}, {3,}, {,5}, {3,5}: each space has one place in it, so that a long run of them is read once
+_REPEAT = re.compile(r"\{\s*(?:(\d+)\s*)?(?:,\s*(?:(\d+)\s*)?)?\}")
 _COUNTS = frozenset(("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"))
 # where a schema stands for the same value, so that going round never gets anywhere
 _SAME = ("allOf", "anyOf", "oneOf")
@@ -411,9 +412,9 @@ def _repeats(where: str, pattern: str, guided: Guided) -> None:
         count = max(int((found[1] or "0")[:10]), int((found[2] or "0")[:10]), 1)
         if count > guided.repeats:
             raise _too_much(where, f"{count} repetitions", guided.repeats)
-        product = min(product * count, 2**62)
-    if product > guided.repeats * guided.repeats:
-        raise _too_much(where, f"{product} nested repetitions", guided.repeats * guided.repeats)
+        product *= count
+        if product > guided.repeats * guided.repeats:
+            raise _too_much(where, f"{product} nested repetitions", guided.repeats * guided.repeats)
 
 
 def _not_offered(key: str, model: Model, what: str) -> Refusal:

@@ -137,14 +137,16 @@ class Meter:
             ("requests per day", 86400.0, rates.requests_per_day),
         ):
             if limit is not None:
-                window = kept.get(name) or Window(name, span, 0)
-                window.limit = int(limit * factor)
+                most = int(limit * factor)
+                window = kept.get(name) or Window(name, span, most)
+                window.limit = most
                 self.requests.append(window)
         if rates.tokens_per_minute is None:
             self.tokens = None
         else:
-            self.tokens = self.tokens or Window("tokens per minute", 60.0, 0)
-            self.tokens.limit = int(rates.tokens_per_minute * factor)
+            most = int(rates.tokens_per_minute * factor)
+            self.tokens = self.tokens or Window("tokens per minute", 60.0, most)
+            self.tokens.limit = most
 
     def check(self, tokens: int, now: float) -> None:
         self.touched = now

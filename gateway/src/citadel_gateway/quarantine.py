@@ -29,7 +29,7 @@ class Suspect:
 
     def __init__(self) -> None:
         self.deaths: set[tuple[str, int]] = set()  # of which replica, and which of its deaths
-        self.last = 0.0
+        self.last = time.monotonic()
 
 
 class Quarantine:

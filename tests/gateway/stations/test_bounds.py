@@ -287,6 +287,10 @@ class TestSchemas:
             ("a{5}{5}", True),  # 25, which is five times five
             ("a{5}{5}{2}", False),
             ("a{ 6 }", False),
+            ("a{ 1 , 6 }", False),
+            ("a{ , 6 }", False),
+            ("a{ 6 , }", False),
+            ("a{ 5 , }", True),
             ("a{x}", True),
             ("a{0}{5}{5}", True),
             ("a{99999999999999}", False),
@@ -295,6 +299,11 @@ class TestSchemas:
     def test_patterns(self, pattern: str, good: bool) -> None:
         assert schema_refusals({"pattern": pattern}, pattern=20, repeats=5) == (FINE if good else TOO_MUCH)
         assert schema_refusals({"items": {"pattern": pattern}}, pattern=20, repeats=5) == (FINE if good else TOO_MUCH)
+
+    @pytest.mark.parametrize("text", ["{" + " " * 8000 + "," + " " * 8000, "{ " * 8000, "{" + "1 " * 8000, "{1" * 8000])
+    def test_a_repetition_without_end_is_read_once(self, text: str) -> None:
+        """A pattern that goes back for each space would hold the gateway up for hours."""
+        assert refusal_of(structured_outputs={"grammar": text}) is None
 
     @pytest.mark.parametrize(
         "schema",

@@ -46,7 +46,7 @@ def test_all_that_were_in_flight_report_one_death(clock: Clock) -> None:
     assert quarantine.died(sent(at=clock.now - 1.0), replica) == (2, True)
 
 
-def test_a_request_deaths_are_its_own(clock: Clock) -> None:
+def test_the_deaths_under_one_request_are_counted_on_it(clock: Clock) -> None:
     quarantine = Quarantine()
     first, second = replicas_of({}, {})
     exchange = sent(at=clock.now)

@@ -13,6 +13,8 @@ from citadel_gateway.fleet import Replica
 from citadel_gateway.relay import CallFailed
 from citadel_gateway.sse import EventStream, Usage
 from citadel_gateway.upstream import Kind, UpstreamError
+from tests.gateway.harness import MESSAGES, running
+from tests.gateway.simulator import Act
 from tests.gateway.stations.parts import Clock, exchange_of, replicas_of
 
 
@@ -202,3 +204,37 @@ def test_what_the_replica_is_sent() -> None:
         b"",
         b"",
     ]
+
+
+@pytest.mark.anyio
+class TestCall:
+    """Before a simulated model."""
+
+    async def test_a_whole_answer_is_bound_by_the_clients_patience_and_a_stream_is_not(self) -> None:
+        async with running() as lab:
+            lab.simulators["phi"].default = Act(delay=0.3)
+            headers = {"x-request-timeout": "0.2"}
+            assert (await lab.chat(headers=headers)).status_code == 504
+            assert (await lab.stream(headers=headers))[-1] == "[DONE]"
+            assert (await lab.chat()).status_code == 200
+
+    async def test_what_the_model_refuses_is_no_answer_of_it(self) -> None:
+        async with running() as lab:
+            lab.simulators["phi"].default = Act(status=400, body=b'{"message":"no","usage":{"prompt_tokens":5}}')
+            answer = await lab.chat()
+            assert (answer.status_code, answer.json()["error"]["message"]) == (400, "no")
+            assert (answer.headers["x-should-retry"], answer.headers["content-type"]) == ("false", "application/json")
+            await lab.settled()
+            (record,) = lab.records()
+            assert (record["error"], record["charged_tokens"]) == ("upstream_client_error", 0)
+
+    async def test_a_stream_has_the_headers_of_every_answer_and_its_own(self) -> None:
+        over = {"limits": {"tiers": {"default": {"requests_per_minute": 9}}}}
+        async with running(over) as lab:
+            answer = await lab.client.post("/v1/chat/completions", json={"messages": MESSAGES, "stream": True})
+            assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+            assert (answer.headers["x-ratelimit-remaining-requests"], answer.headers["x-citadel-replica"]) == (
+                "8",
+                "phi",
+            )
+            assert answer.text.endswith("data: [DONE]\n\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -215,6 +216,11 @@ class TestChosen:
             models: dict[str, dict[str, Any]] = {"small": {"context": context}, "large": {"context": 9999}}
             assert model_name(said(content="x" * 1000), models) == name
 
+    def test_of_several_prompts_the_longest_counts(self) -> None:
+        models: dict[str, dict[str, Any]] = {"plain": {}, "long": {"specialisation": ["long-form"]}}
+        for body in ({"prompt": ["x" * 8000, "x"]}, {"prompt": ["x", "x" * 8000]}):
+            assert model_name(json.dumps(body).encode(), models, endpoint="completions") == "long"
+
     def test_an_embedding_has_no_answer(self) -> None:
         models: dict[str, dict[str, Any]] = {
             "plain": {"endpoints": ["embeddings"]},
@@ -279,6 +285,14 @@ class TestReplica:
         assert replica_for(replicas, "response_time") == "b"
         a.settings = a.settings.model_copy(update={"weight": 4})
         assert replica_for(replicas, "response_time") == "a"
+
+    def test_response_time_counts_the_request_itself(self) -> None:
+        replicas = replicas_of({}, {})
+        a, b = replicas
+        a.first_byte.add(0.1)
+        b.first_byte.add(0.06)
+        b.in_flight = 1
+        assert replica_for(replicas, "response_time") == "a"  # 0.1 against twice 0.06
 
     def test_response_time_of_one_that_nobody_has_asked_yet(self) -> None:
         """All is nothing times nothing; without a little added, one would get everything."""
