@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import yaml
 from testinfra.host import Host
 
 from lab.__main__ import up
 from lab.machine import wait
-from lab.settings import Lab
+from lab.settings import ROOT, Lab
 from tests.lab.clients import Client
 from tests.lab.plays import begin, forget, live, play, pull_the_plug, step, tried
 
@@ -72,7 +73,8 @@ def test_one_that_is_lost_in_the_middle_does_not_stop_the_other(
 ) -> None:
     first, other = on("llm-01"), on("llm-02")
     before = {"llm-01": live(first), "llm-02": live(other)}
-    changed = {"citadel_models_settings": {"log_level": "WARNING"}}
+    settings = yaml.safe_load((ROOT / "inventory/lab/hosts.yml").read_text())["all"]["vars"]["citadel_models_settings"]
+    changed = {"citadel_models_settings": {**settings, "log_level": "WARNING"}}
     controller = begin("site.yml", **changed)
     wait(lambda: controller.poll() is not None or step(first) == RESTART, 240, f"it never came to {RESTART}")
     assert controller.poll() is None, controller.communicate()[0][-3000:]
