@@ -33,7 +33,7 @@ def both(lab: Lab) -> Lab:
         os.environ.update({} if before is None else {"FLEET": before})
         if before is None:
             del os.environ["FLEET"]
-    assert up(fleet)
+    up(fleet)
     play("site.yml")
     return fleet
 
