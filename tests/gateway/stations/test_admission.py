@@ -213,7 +213,8 @@ class TestEnter:
         admission, model, _ = single(hold=0.001)
         model.replicas[0].state = "loading"
         assert not model.replicas[0].poke.is_set()
-        refusal = await refused(admission, model)
+        async with asyncio.timeout(2.0):
+            refusal = await refused(admission, model)
         assert (refusal.status, refusal.code, refusal.retry_after) == (503, "model_not_ready", 120.0)
         assert model.replicas[0].poke.is_set()  # somebody waits: the probe looks at once
 
@@ -232,7 +233,8 @@ class TestEnter:
         model.replicas[0].state = "loading"
         exchange = asking("me")
         exchange.deadline = exchange.started
-        assert (await refused(admission, model, exchange)).code == "model_not_ready"
+        async with asyncio.timeout(2.0):
+            assert (await refused(admission, model, exchange)).code == "model_not_ready"
 
     async def test_a_failed_model_is_not_waited_for(self) -> None:
         admission, model, _ = single()
