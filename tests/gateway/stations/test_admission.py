@@ -177,6 +177,16 @@ class TestEnter:
         assert (first.done(), second.done()) == (True, False)
         second.cancel()
 
+    async def test_a_model_that_is_back_takes_all_that_fit_at_once(self) -> None:
+        admission, model, lane = single(concurrency=3)
+        model.replicas[0].state = "loading"
+        tasks = [await queued(admission, model) for _ in range(4)]
+        model.replicas[0].state = "ready"
+        admission.dispatch()
+        assert (lane.in_flight, lane.waiting) == (3, 1)
+        for task in tasks:
+            task.cancel()
+
     async def test_a_client_that_leaves_the_queue_leaves_nothing_behind(self) -> None:
         admission, model, lane = single()
         permit = await enter(admission, model)
