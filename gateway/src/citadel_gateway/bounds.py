@@ -407,14 +407,15 @@ def _pattern(where: str, pattern: str, guided: Guided) -> None:
 
 def _repeats(where: str, pattern: str, guided: Guided) -> None:
     """Counted repetitions are unrolled by the engine, and multiply where they are nested."""
+    most = guided.repeats * guided.repeats
     product = 1
     for found in _REPEAT.finditer(pattern):
         count = max(int((found[1] or "0")[:10]), int((found[2] or "0")[:10]), 1)
         if count > guided.repeats:
             raise _too_much(where, f"{count} repetitions", guided.repeats)
         product *= count
-        if product > guided.repeats * guided.repeats:
-            raise _too_much(where, f"{product} nested repetitions", guided.repeats * guided.repeats)
+        if product > most:
+            raise _too_much(where, f"{product} nested repetitions", most)
 
 
 def _not_offered(key: str, model: Model, what: str) -> Refusal:

@@ -92,8 +92,10 @@ class WrongKeys:
 
     def wait(self, address: str) -> float:
         """Seconds until this address may try another one."""
-        since, count = self._counts.get(address, (0.0, 0))
-        return max(0.0, since + _MINUTE - time.monotonic()) if count >= self.most else 0.0
+        found = self._counts.get(address)
+        if found is None or found[1] < self.most:
+            return 0.0
+        return max(0.0, found[0] + _MINUTE - time.monotonic())
 
     def note(self, address: str) -> None:
         now = time.monotonic()

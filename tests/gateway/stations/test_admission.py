@@ -177,6 +177,16 @@ class TestEnter:
         assert (first.done(), second.done()) == (True, False)
         second.cancel()
 
+    async def test_a_model_that_is_back_takes_all_that_fit_at_once(self) -> None:
+        admission, model, lane = single(concurrency=3)
+        model.replicas[0].state = "loading"
+        tasks = [await queued(admission, model) for _ in range(4)]
+        model.replicas[0].state = "ready"
+        admission.dispatch()
+        assert (lane.in_flight, lane.waiting) == (3, 1)
+        for task in tasks:
+            task.cancel()
+
     async def test_a_client_that_leaves_the_queue_leaves_nothing_behind(self) -> None:
         admission, model, lane = single()
         permit = await enter(admission, model)
@@ -213,7 +223,8 @@ class TestEnter:
         admission, model, _ = single(hold=0.001)
         model.replicas[0].state = "loading"
         assert not model.replicas[0].poke.is_set()
-        refusal = await refused(admission, model)
+        async with asyncio.timeout(2.0):
+            refusal = await refused(admission, model)
         assert (refusal.status, refusal.code, refusal.retry_after) == (503, "model_not_ready", 120.0)
         assert model.replicas[0].poke.is_set()  # somebody waits: the probe looks at once
 
@@ -232,7 +243,8 @@ class TestEnter:
         model.replicas[0].state = "loading"
         exchange = asking("me")
         exchange.deadline = exchange.started
-        assert (await refused(admission, model, exchange)).code == "model_not_ready"
+        async with asyncio.timeout(2.0):
+            assert (await refused(admission, model, exchange)).code == "model_not_ready"
 
     async def test_a_failed_model_is_not_waited_for(self) -> None:
         admission, model, _ = single()

@@ -227,6 +227,12 @@ class TestChosen:
             "quick": {"endpoints": ["embeddings"], "specialisation": ["fast"]},
         }
         assert model_name(b'{"input":"hi"}', models, endpoint="embeddings") == "quick"
+        models = {
+            "exact": {"endpoints": ["embeddings"], "context": 251},
+            "large": {"endpoints": ["embeddings"], "context": 999},
+        }
+        body = json.dumps({"input": "x" * 1000}).encode()
+        assert model_name(body, models, endpoint="embeddings") == "exact"
 
 
 def replica_for(replicas: list[Replica], policy: Policy, session: str | None = None, tried: str = "") -> str | None:
