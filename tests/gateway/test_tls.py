@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
+import struct
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -164,3 +166,17 @@ class TestFiles:
         old = made(tmp_path, "old", days=-1)
         with pytest.raises(ConfigError, match=r"expired on 2020-02-01 00:00 UTC; renew it"):
             check(old)
+
+
+@pytest.mark.anyio
+async def test_who_leaves_before_the_handshake_takes_no_place(pair: Tls) -> None:
+    """As whoever only looks which ports are open."""
+    async with running(settings(pair)) as lab:
+        for hello in (b"", b"\x16", b"GET / HTTP/1.1\r\n\r\n"):
+            for _ in range(100):
+                with socket.socket() as looker:
+                    looker.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    looker.connect(("127.0.0.1", lab.port()))
+                    looker.send(hello)
+                await asyncio.sleep(0)
+        await until(lambda: not lab.gateway.connections)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import socket
@@ -101,10 +100,16 @@ class Handshake(asyncio.Protocol):
         )
         await asyncio.sleep(0)  # it takes the transport over ...
         await asyncio.sleep(0)  # ... and listens, from the next turn of the loop on
-        secured = None
-        with contextlib.suppress(OSError, EOFError):  # of ssl.SSLError and TimeoutError, too
+        # Whatever ends it (uvloop has a RuntimeError for a client that has left already, and waits for one that left
+        # unseen): a place that is not given back is lost.
+        try:
             _hand_over(b"".join(self._early), transport.get_protocol())
-            secured = await shaking
+        except Exception:
+            transport.abort()
+        if transport.is_closing():
+            shaking.cancel()
+        await asyncio.wait({shaking})
+        secured = None if shaking.cancelled() or shaking.exception() else shaking.result()
         if secured is None:
             transport.abort()
             self._connection.connection_lost(None)

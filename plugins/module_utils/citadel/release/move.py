@@ -150,7 +150,8 @@ def _gateway(server: Server, manifest: Manifest, service: Service, todo: Plan) -
         # A socket that listens elsewhere cannot be shared: this is the one change that is seen from outside.
         for unit in gateways(server.survey().processes):
             server.systemd.stop(unit, wait=True)
-        for unit in todo.sockets:
+        # All of them: a connection that waits at another one would wake the keeper, and with that no socket opens.
+        for unit in _units(manifest, ".socket"):
             server.systemd.stop(unit, wait=True)
         switch(server.layout, manifest, present_gateways(server.systemd))
         server.systemd.reload()

@@ -94,7 +94,7 @@ class Plan:
         lines += [f"  moved   {entry}" for entry in self.moved]
         lines += [f"  heal    {line}" for line in self.healed]
         lines += [f"  kept    {line}" for line in self.kept]
-        lines += [f"  reopen  {unit}: connections are refused for a moment" for unit in self.sockets]
+        lines += [f"  reopen  {unit}: connections to every port are refused for a moment" for unit in self.sockets]
         lines += [f"  {action.sentence()}" for action in self.actions]
         lines.append(f"  {len(self.acts)} services touched, about {self.seconds:.0f} s, {self._manner}.")
         return lines
