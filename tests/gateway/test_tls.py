@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import socket
 import ssl
 import struct
@@ -179,4 +180,20 @@ async def test_who_leaves_before_the_handshake_takes_no_place(pair: Tls) -> None
                     looker.connect(("127.0.0.1", lab.port()))
                     looker.send(hello)
                 await asyncio.sleep(0)
+        await until(lambda: not lab.gateway.connections)
+
+
+@pytest.mark.anyio
+async def test_a_request_that_comes_with_the_end_of_the_handshake_is_answered(pair: Tls) -> None:
+    """Of a client on the same host, as a deployment's proof is one."""
+
+    def ask(port: int) -> int:
+        client = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=trusting(pair))
+        client.request("GET", "/v1/models")
+        status = client.getresponse().status
+        client.close()
+        return status
+
+    async with running(settings(pair)) as lab:
+        assert {await asyncio.to_thread(ask, lab.port()) for _ in range(50)} == {200}
         await until(lambda: not lab.gateway.connections)

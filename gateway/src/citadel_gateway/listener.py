@@ -72,7 +72,8 @@ class Handshake(asyncio.Protocol):
         self._context = context
         self._budget = budget
         self._running = running
-        self._early: list[bytes] = []
+        self._early: list[bytes] = []  # as it comes from the wire, then what is deciphered before anybody can take it
+        self._lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if not self._connection.admitted(transport):
@@ -87,12 +88,15 @@ class Handshake(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._early.append(data)
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+
     async def _shake_hands(self, transport: Any) -> None:
         loop = asyncio.get_running_loop()
         shaking = loop.create_task(
             loop.start_tls(
                 transport,
-                self._connection,  # type: ignore[arg-type]  # a protocol in all but name
+                self,
                 self._context,
                 server_side=True,
                 ssl_handshake_timeout=self._budget.settings.header_timeout,
@@ -102,19 +106,25 @@ class Handshake(asyncio.Protocol):
         await asyncio.sleep(0)  # ... and listens, from the next turn of the loop on
         # Whatever ends it (uvloop has a RuntimeError for a client that has left already, and waits for one that left
         # unseen): a place that is not given back is lost.
+        early, self._early = self._early, []
         try:
-            _hand_over(b"".join(self._early), transport.get_protocol())
+            _hand_over(b"".join(early), transport.get_protocol())
         except Exception:
             transport.abort()
         if transport.is_closing():
             shaking.cancel()
         await asyncio.wait({shaking})
         secured = None if shaking.cancelled() or shaking.exception() else shaking.result()
-        if secured is None:
+        connection = self._connection
+        if secured is None or self._lost:
             transport.abort()
-            self._connection.connection_lost(None)
-        else:
-            self._connection.connection_made(secured)
+            connection.connection_lost(None)
+            return
+        # a request may have come with the end of the handshake, before there was a transport to answer on
+        secured.set_protocol(connection)  # type: ignore[arg-type]  # a protocol in all but name
+        connection.connection_made(secured)
+        for data in self._early:
+            connection.data_received(data)
 
 
 def _hand_over(data: bytes, protocol: Any) -> None:
