@@ -11,8 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -34,6 +34,23 @@ class Failure(Exception):
     """One paragraph for the person at the keyboard."""
 
 
+class Stopped(Exception):
+    """What runs beside this has failed, and says why."""
+
+
+@dataclass
+class Running:
+    """The phases that run now: one, and one beside it at most."""
+
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    stopped: bool = False
+
+    def stop(self) -> None:
+        self.stopped = True
+        for process in list(self.processes):
+            end(process)
+
+
 @dataclass
 class Journal:
     """The phases of one verb, their times, and one log for all of them."""
@@ -41,10 +58,37 @@ class Journal:
     verb: str
     started: float = field(default_factory=time.monotonic)
     times: dict[str, float] = field(default_factory=dict)
+    running: Running = field(default_factory=Running)
+    part: str = ""  # what runs beside the rest has a log of its own, and no line that moves
 
     def __post_init__(self) -> None:
         REPORTS.mkdir(exist_ok=True)
-        self.log = REPORTS / f"{self.verb}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+        self.log = REPORTS / f"{self.verb}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}{self.part}.log"
+
+    @contextlib.contextmanager
+    def beside(self, part: str, work: Callable[[Journal], None]) -> Iterator[None]:
+        """Do this work while the block runs. What fails first ends the other and is what is told."""
+        failed: list[BaseException] = []
+
+        def fail(error: BaseException) -> None:
+            failed.append(error)
+            self.running.stop()
+
+        def run() -> None:
+            try:
+                work(replace(self, part=f"-{part}"))
+            except BaseException as error:
+                fail(error)
+
+        thread = threading.Thread(target=run, name=part)
+        thread.start()
+        try:
+            yield
+        except BaseException as error:
+            fail(error)
+        thread.join()
+        if failed:
+            raise failed[0]
 
     def phase(
         self,
@@ -56,10 +100,12 @@ class Journal:
     ) -> None:
         """Run a command with its output in the log; what `show` makes of a line is shown on the screen."""
         begun = time.monotonic()
+        if self.running.stopped:
+            raise Stopped(name)
         if not self.log.exists():
             self.log.touch()
             say(f"{self.verb}: the full log is {self.log.relative_to(ROOT)}")
-        progress = Progress(name)
+        progress = Progress(name, moves=not self.part)
         with self.log.open("a") as log:
             log.write(f"\n=== {name}: {' '.join(map(str, command))}\n")
             log.flush()
@@ -75,12 +121,17 @@ class Journal:
                 # of its own, so that Ctrl-C reaches us alone and we can end it in good order
                 start_new_session=True,
             )
+            self.running.processes.append(process)
+            if self.running.stopped:  # while this one was started
+                end(process)
             try:
                 with progress:
                     printed = self._follow(process, log, progress, show)
             except BaseException:
                 end(process)
                 raise
+            finally:
+                self.running.processes.remove(process)
         self.times[name] = time.monotonic() - begun
         if process.returncode != 0:
             raise Failure(self._failure(name, printed, process.returncode))
@@ -168,9 +219,9 @@ def end(process: subprocess.Popen[str]) -> None:
 class Progress:
     """One line that moves on a terminal; in a log file, a line when a phase begins and none between."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, moves: bool = True) -> None:
         self.name, self.doing = name, ""
-        self.live = sys.stdout.isatty()
+        self.live = moves and sys.stdout.isatty()
         self.begun = time.monotonic()
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._turn, daemon=True)

@@ -141,3 +141,40 @@ def test_what_pytest_says_at_its_end_is_shown(line: str, verdict: str | None) ->
 )
 def test_what_roles_say_to_people_is_shown(line: str, said: str | None) -> None:
     assert for_people(line) == said
+
+
+def python(words: str) -> list[str]:
+    return [sys.executable, "-c", words]
+
+
+def test_what_runs_beside_the_rest_has_a_log_of_its_own(journal: Journal, capsys: pytest.CaptureFixture[str]) -> None:
+    with journal.beside("hosts", lambda aside: aside.phase("hosts", python("print('of the hosts')"))):
+        journal.phase("check", python("print('of the check')"))
+    assert set(journal.times) == {"hosts", "check"}
+    logs = {path.name.endswith("-hosts.log"): path.read_text() for path in journal.log.parent.glob("*.log")}
+    assert "of the hosts" in logs[True] and "of the check" not in logs[True]
+    assert "of the check" in logs[False] and "of the hosts" not in logs[False]
+
+
+FOREVER = "import time; print('begun', flush=True); time.sleep(300)"
+
+
+@pytest.mark.parametrize("aside", [True, False])
+def test_what_fails_ends_what_runs_beside_it_and_is_what_is_told(journal: Journal, *, aside: bool) -> None:
+    begun = time.monotonic()
+    fails, lasts = python("raise SystemExit('broken')"), python(FOREVER)
+
+    def beside(other: Journal) -> None:
+        other.phase("one", fails if aside else lasts)
+        other.phase("never", python("open('never', 'w')"))
+
+    with pytest.raises(Failure, match="broken"), journal.beside("hosts", beside):
+        journal.phase("other", lasts if aside else fails)
+        journal.phase("never", python("open('never', 'w')"))
+    assert time.monotonic() - begun < 60
+    assert not (journal.log.parent.parent / "never").exists()
+
+
+def test_a_person_who_interrupts_ends_both(journal: Journal) -> None:
+    with pytest.raises(KeyboardInterrupt), journal.beside("hosts", lambda aside: aside.phase("one", python(FOREVER))):
+        raise KeyboardInterrupt
