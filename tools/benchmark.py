@@ -34,7 +34,8 @@ class Run:
 
 def gateway() -> None:
     """The gateway beside others, in one run, in front of the same backends."""
-    beside_others("bench-gateway", "tests.bench.gateway", "--seconds", "6", "--churn", "600")
+    rest = ["--tls", "--leave", "100000", "--churn", "600"]
+    beside_others("bench-gateway", "tests.bench.gateway", "--seconds", "6", *rest)
 
 
 def hostile() -> None:

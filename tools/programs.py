@@ -95,7 +95,7 @@ NEEDS = (
     Need("shellcheck", CHECK, "shellcheck"),
     Need("nodejs", CHECK, "node"),
     Need("npm", CHECK, "npm"),
-    Need("openssl", CHECK, "openssl"),
+    Need("openssl", CHECK | {"bench-gateway"}, "openssl"),
     Need("util-linux", CHECK, "prlimit"),
     # of the role environment, which tests run on this machine too
     Need("util-linux", frozenset({"test"}), "flock"),

@@ -1,6 +1,7 @@
 """`make bench-gateway`: this gateway beside others, in one run, in front of the same backends.
 
-python -m tests.bench.gateway [--seconds 8] [--only [NAME ...]] [--churn 600] [--no-report] [--python P] [--compiled F]
+python -m tests.bench.gateway [--seconds 8] [--only [NAME ...]] [--tls] [--leave 100000] [--churn 600]
+    [--no-report] [--python P] [--compiled F]
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.bench.gateway import report, streams
+from tests.bench.gateway import leaving, report, streams
 from tests.bench.gateway.contenders import (
     CONTENDERS,
+    ENCRYPTED,
+    EXPORT,
     LOAD_CORE,
     MODEL,
     NGINX,
@@ -96,7 +99,9 @@ def _await(port: int) -> None:
             time.sleep(0.02)
 
 
-def load(port: int, size: int, connections: int, headers: dict[str, str], seconds: float) -> dict[str, float]:
+def load(
+    port: int, size: int, connections: int, headers: dict[str, str], seconds: float, scheme: str = "http"
+) -> dict[str, float]:
     """wrk, with a body of so many bytes."""
     wrk = program("wrk")
     frame = f'{{"model":"{MODEL}","messages":[{{"role":"user","content":""}}],"max_tokens":16}}'
@@ -106,7 +111,7 @@ def load(port: int, size: int, connections: int, headers: dict[str, str], second
         script.write("wrk.method = 'POST'\nwrk.body = '" + body + "'\n" + "\n".join(lines) + "\n")
         script.flush()
         words = ["-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "-s", script.name]
-        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        url = f"{scheme}://127.0.0.1:{port}/v1/chat/completions"
         done = subprocess.run(
             ["taskset", "-c", str(LOAD_CORE), wrk, *words, url], capture_output=True, text=True, check=True
         )
@@ -120,9 +125,11 @@ def load(port: int, size: int, connections: int, headers: dict[str, str], second
     }
 
 
-def best(port: int, point: tuple[str, int], headers: dict[str, str], seconds: float) -> dict[str, float]:
+def best(
+    port: int, point: tuple[str, int], headers: dict[str, str], seconds: float, scheme: str = "http"
+) -> dict[str, float]:
     """The best of three: what else runs on the machine only ever takes away."""
-    tries = [load(port, SIZES[point[0]], point[1], headers, seconds / 3) for _ in range(3)]
+    tries = [load(port, SIZES[point[0]], point[1], headers, seconds / 3, scheme) for _ in range(3)]
     return max(tries, key=lambda found: found["rate"])
 
 
@@ -190,6 +197,29 @@ def _one(contender: Contender, seconds: float, folder: Path, direct: dict[int, A
     return result
 
 
+def encrypted(seconds: float, folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Requests/s on kept connections and with a connection for each, in the clear and with TLS."""
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    for name, over_tls in ENCRYPTED.items():
+        results[name] = {}
+        for contender in (CONTENDERS[name], over_tls):
+            with Running(contender, folder / name / contender.scheme, WHOLE) as running:
+                closing = {**running.headers, "Connection": "close"}
+                load(PORT, 1024, 16, running.headers, 1, contender.scheme)
+                results[name][contender.scheme] = {
+                    kind: best(PORT, ("1 kB", 16), headers, seconds, contender.scheme)["rate"]
+                    for kind, headers in (("kept", running.headers), ("each", closing))
+                }
+            print(f"  {name} over {contender.scheme}: {results[name][contender.scheme]}", flush=True)
+    return results
+
+
+def left(requests: int, folder: Path) -> leaving.Found:
+    with Running(CONTENDERS[report.OURS], folder, STREAMS) as running:
+        os.sched_setaffinity(0, {LOAD_CORE})
+        return leaving.measure(PORT, EXPORT, running.headers, requests, running.memory)
+
+
 def churn(seconds: float, folder: Path) -> list[float]:
     """Requests and streams without end; what the process holds must not grow. Megabytes, in the order of time."""
     with Running(CONTENDERS[report.OURS], folder, STREAMS) as running:
@@ -207,6 +237,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=8.0, help="for each point of whole answers")
     parser.add_argument("--only", nargs="*", choices=list(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--churn", type=float, default=0.0, help="seconds of churn for the memory's slope")
+    parser.add_argument("--tls", action="store_true", help="in the clear and with TLS")
+    parser.add_argument("--leave", type=int, default=0, help="so many requests, of which every tenth client leaves")
     parser.add_argument("--no-report", action="store_true", help="print only")
     parser.add_argument("--python", help="for this gateway, as it is deployed")
     parser.add_argument("--compiled", help="what tools/toolchain.py makes of the gateway")
@@ -230,6 +262,11 @@ def main() -> int:
                 tell("gateway", report.section(results, settings), write=not arguments.no_report)
                 if not arguments.no_report:
                     report.draw(results)
+            if arguments.tls:
+                found = encrypted(arguments.seconds, folder / "tls")
+                tell("tls", report.encrypted(found), write=not arguments.no_report)
+            if arguments.leave:
+                tell("leave", report.left(left(arguments.leave, folder / "leave")), write=not arguments.no_report)
             if arguments.churn:
                 samples = churn(arguments.churn, folder / "churn")
                 tell("churn", report.churn(samples, arguments.churn), write=not arguments.no_report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import time
@@ -13,9 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests import certificates
+
 ROOT = Path(__file__).parents[3]
 CACHE = ROOT / ".cache" / "bench"
-PORT = 19000
+PORT, EXPORT = 19000, 19003
 GATEWAY_CORE = 0
 LOAD_CORE = 1 if (os.cpu_count() or 1) > 1 else 0
 MODEL = "phi"
@@ -45,6 +48,7 @@ class Contender:
     patience: float = 60.0
     most_streams: int = 10_000  # more would only measure its time-outs
     environment: Callable[[], dict[str, str]] = dict
+    scheme: str = "http"
 
 
 def _output(*words: str) -> str:
@@ -75,14 +79,15 @@ def _venv(name: str, requirement: str) -> Path:
     return folder / "bin"
 
 
-def _citadel(folder: Path, backend: int) -> list[str]:
+def _citadel(folder: Path, backend: int, server: str = "") -> list[str]:
     """With everything on: a key, limits of every kind, metrics, access and audit log."""
     plenty = 10**8
     (folder / "gateway.yml").write_text(f"""
 profile: production
+listen: {{api: "127.0.0.1:{PORT}", management: null, export: "127.0.0.1:{EXPORT}"}}
 auth: {{keys_file: {folder}/keys.json, anonymous: {{enabled: false}}}}
 logs: {{access: {folder}/access.log, audit: {folder}/audit.log}}
-server: {{connections: 2000, connections_per_address: 2000}}
+server: {{connections: 2000, connections_per_address: 2000{server}}}
 limits:
   overall: {{requests_per_minute: {plenty}, burst: {plenty}}}
   classes: {{light: {{requests_per_minute: {plenty}, concurrent: 2000}}}}
@@ -104,11 +109,16 @@ models:
         check=True,
     )
     (folder / "key").write_text(made.stdout.strip())
-    return [*command, "serve", "--config", str(folder / "gateway.yml"), "--bind", f"127.0.0.1:{PORT}"]
+    return [*command, "serve", "--config", str(folder / "gateway.yml")]
 
 
 def _citadel_headers(folder: Path) -> dict[str, str]:
     return {"Authorization": f"Bearer {(folder / 'key').read_text()}"}
+
+
+def _citadel_tls(folder: Path, backend: int) -> list[str]:
+    pair = certificates.made(folder, "bench")
+    return _citadel(folder, backend, f", tls: {{certificate: {pair.certificate}, key: {pair.key}}}")
 
 
 def _vllm_router(_: Path, backend: int) -> list[str]:
@@ -129,7 +139,7 @@ general_settings: {{master_key: sk-bench}}
     return [command, "--config", str(folder / "litellm.yml"), "--host", "127.0.0.1", "--port", str(PORT)]
 
 
-def _haproxy(folder: Path, backend: int) -> list[str]:
+def _haproxy(folder: Path, backend: int, bind: str = "") -> list[str]:
     (folder / "haproxy.cfg").write_text(f"""
 global
     nbthread 1
@@ -141,13 +151,20 @@ defaults
     timeout client 300s
     timeout server 300s
 frontend api
-    bind 127.0.0.1:{PORT}
+    bind 127.0.0.1:{PORT} {bind}
     default_backend models
 backend models
     http-reuse always
     server one 127.0.0.1:{backend} check
 """)
     return [program("haproxy"), "-f", str(folder / "haproxy.cfg")]
+
+
+def _haproxy_tls(folder: Path, backend: int) -> list[str]:
+    pair = certificates.made(folder, "bench")
+    both = folder / "both.pem"
+    both.write_text(Path(pair.certificate).read_text() + Path(pair.key).read_text())
+    return _haproxy(folder, backend, f"ssl crt {both} ssl-min-ver TLSv1.3")
 
 
 NGINX = """
@@ -183,21 +200,29 @@ def _own_version() -> str:
     return f"{__version__} (Python {_output(RUNTIME.python, '-V').split()[1]}{compiled})"
 
 
+def _own_environment() -> dict[str, str]:
+    return {"PYTHONPATH": RUNTIME.paths, "PYTHONDONTWRITEBYTECODE": ""}
+
+
+def _haproxy_version() -> str:
+    return _output(program("haproxy"), "-v").split()[2].split("-")[0]
+
+
 CONTENDERS = {
     contender.name: contender
     for contender in (
-        Contender(
-            "citadel-gateway",
-            _own_version,
-            _citadel,
-            _citadel_headers,
-            environment=lambda: {"PYTHONPATH": RUNTIME.paths, "PYTHONDONTWRITEBYTECODE": ""},
-        ),
+        Contender("citadel-gateway", _own_version, _citadel, _citadel_headers, environment=_own_environment),
         Contender("vllm-router", lambda: "0.1.17", _vllm_router),
         Contender("LiteLLM", lambda: "1.106.2", _litellm, lambda _: {"Authorization": "Bearer sk-bench"}, 120.0, 1),
-        Contender("HAProxy", lambda: _output(program("haproxy"), "-v").split()[2].split("-")[0], _haproxy),
+        Contender("HAProxy", _haproxy_version, _haproxy),
         Contender("nginx", lambda: _output(program("nginx"), "-v").rsplit("/", 1)[1], _nginx),
     )
+}
+ENCRYPTED = {
+    "citadel-gateway": Contender(
+        "citadel-gateway", _own_version, _citadel_tls, _citadel_headers, environment=_own_environment, scheme="https"
+    ),
+    "HAProxy": Contender("HAProxy", _haproxy_version, _haproxy_tls, scheme="https"),
 }
 
 
@@ -219,15 +244,16 @@ class Running:
             env={**os.environ, **contender.environment()},
         )
         body = b'{"model":"%s","messages":[{"role":"user","content":"x"}],"max_tokens":1}' % MODEL.encode()
+        trust = ssl._create_unverified_context() if contender.scheme == "https" else None
         while True:
             if time.monotonic() - started > contender.patience or self._process.poll() is not None:
                 self.stop()
                 raise Missing(f"{contender.name} did not answer; see {folder}/output.log")
             request = urllib.request.Request(
-                f"http://127.0.0.1:{PORT}/v1/chat/completions", data=body, headers=self.headers
+                f"{contender.scheme}://127.0.0.1:{PORT}/v1/chat/completions", data=body, headers=self.headers
             )
             try:
-                with urllib.request.urlopen(request, timeout=5) as answer:
+                with urllib.request.urlopen(request, timeout=5, context=trust) as answer:
                     answer.read()
                 break
             except (urllib.error.URLError, OSError):
