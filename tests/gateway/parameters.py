@@ -34,6 +34,13 @@ POINT = {
     "properties": {"x": {"type": "integer"}, "y": {"type": "integer"}},
     "required": ["x", "y"],
 }
+# as SDKs write what is made of other things
+LINE = {
+    "type": "object",
+    "properties": {"from": {"$ref": "#/$defs/Point"}, "to": {"$ref": "#/$defs/Point"}},
+    "required": ["from", "to"],
+    "$defs": {"Point": POINT},
+}
 CIRCLES: tuple[dict[str, Any], ...] = (
     {"$ref": "#"},
     {"allOf": [{"$ref": "#"}]},
@@ -208,6 +215,7 @@ PARAMETERS: tuple[Parameter, ...] = (
             {"choice": ["yes", "no"]},
             {"regex": "[a-z]{1,5}"},
             {"json": POINT},
+            {"json": LINE},
             {"json_object": True},
         ),
         (

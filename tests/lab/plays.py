@@ -50,11 +50,14 @@ def restarts(llm: Host, *models: str) -> dict[str, str]:
     return {name: llm.check_output("systemctl show citadel-llm@%s --property=MainPID", name) for name in models}
 
 
-def step(llm: Host) -> str:
-    """What the open transaction is at, as its journal says."""
+def steps(llm: Host) -> list[str]:
+    """What the open transaction has begun, as its journal says; the last is what it is at."""
     lines = llm.run(f"cat {JOURNAL}").stdout.splitlines()
-    steps = [event["name"] for event in map(json.loads, lines) if event["event"] == "step"]
-    return str(steps[-1]) if steps else ""
+    return [event["name"] for event in map(json.loads, lines) if event["event"] == "step"]
+
+
+def step(llm: Host) -> str:
+    return (steps(llm) or [""])[-1]
 
 
 def pull_the_plug(lab: Lab, name: str) -> None:

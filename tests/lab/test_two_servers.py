@@ -1,4 +1,4 @@
-"""A second LLM server joins the estate. This comes last of all."""
+"""A second LLM server joins the estate, and what becomes of each when the other is lost. They come last of all."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import pytest
 from testinfra.host import Host
 
 from lab.__main__ import up
+from lab.machine import wait
 from lab.settings import Lab
-from tests.lab.plays import play
+from tests.lab.clients import Client
+from tests.lab.plays import begin, forget, live, play, pull_the_plug, steps, tried
 
 MODEL = "phi-3-mini"  # the one that both carry
+REPLACE = "replace citadel-gateway@"
 QUESTION = {"model": MODEL, "messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 4}
 
 
@@ -62,3 +65,41 @@ def test_the_second_one_carries_what_its_inventory_says(
     assert answers(on("llm-01"))
     seen = {"llm-01": "1", "llm-02": "1"}
     eventually(lambda: fleet_up(ask, address["metrics-01"]), lambda found: found == seen, 60)
+
+
+def test_one_that_is_lost_in_the_middle_does_not_stop_the_other(
+    both: Lab, on: Callable[[str], Host], client: Client, eventually: Callable[..., None]
+) -> None:
+    first, other = on("llm-01"), on("llm-02")
+    before = {"llm-01": live(first), "llm-02": live(other)}
+    changed = {"gateway_settings": {"admission": {"ageing": 11.0}}}
+    controller = begin("site.yml", **changed)
+
+    def replacing() -> bool:
+        return any(step.startswith(REPLACE) for step in steps(first))
+
+    wait(lambda: controller.poll() is not None or replacing(), 240, f"it never came to {REPLACE}")
+    assert controller.poll() is None, controller.communicate()[0][-3000:]
+    pull_the_plug(both, "llm-01")
+    forget(both, "llm-01")
+    told, _ = controller.communicate()
+    assert controller.returncode != 0
+    assert "llm-01" in told
+    assert "it can no longer be reached; what it was doing it ends by itself" in told
+    # the other one was released all the same
+    assert live(other) != before["llm-02"]
+    assert answers(other)
+    # whoever deploys now is told who is missing, and HOST= goes on without it
+    told, status = tried("site.yml", **changed)
+    assert status != 0
+    assert "llm-01" in told and "cannot be reached" in told
+    assert live(other) != before["llm-02"]
+    # with its power back, it serves what it served before; the next deployment brings it along
+    assert up(both)
+    again = on("llm-01")
+    eventually(lambda: again.run("test -e /opt/citadel/state/transaction.jsonl").rc, lambda status: status == 1, 180)
+    assert live(again) == before["llm-01"]
+    eventually(lambda: client.ask(QUESTION)[0], lambda status: status == 200, 300)
+    play("site.yml", **changed)
+    assert live(again) != before["llm-01"]
+    assert answers(again) and answers(other)
