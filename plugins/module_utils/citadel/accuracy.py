@@ -19,6 +19,7 @@ from . import store
 from .catalogue import Model
 
 REPORT = "citadel-accuracy.json"
+SURPRISE_MOST = 700.0  # beyond that a float has no power of e
 NOBODY = 1e-9  # what is left for all other candidates is never quite nothing
 
 
@@ -106,7 +107,7 @@ class Reading:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(-sum(self.likely) / len(self.likely))
+        return math.exp(min(-sum(self.likely) / len(self.likely), SURPRISE_MOST))
 
 
 def compared(original: Reading, other: Reading) -> dict[str, float]:

@@ -119,7 +119,7 @@ def read(model: Model, variant: str, knowledge: Knowledge, bench: Bench) -> Read
     if variant == "bf16":
         fetch_original(model, bench)
     need = need_of(model, variant, knowledge)
-    place = Placed(need, 0, tuple(sorted(os.sched_getaffinity(0))), 0)
+    place = Placed(need, 0, bench.host.cpus, 0)
     with tempfile.TemporaryDirectory(prefix=".measuring-", dir=bench.places.cache) as work:
         if bench.user:
             shutil.chown(work, bench.user)

@@ -60,6 +60,14 @@ class TestFigures:
         part = accuracy.compared(self.reading({0: 0.5, 1: 0.3}), self.reading({0: 0.25, 2: 0.5}))
         assert 0 < part["divergence"] < exact
 
+    def test_a_variant_that_gives_no_numbers_is_not_let_through(self, model: Model) -> None:
+        broken = self.reading({0: 1.0})
+        broken.likely = [math.nan]
+        report = Report("int8", "w", "t", **accuracy.compared(self.reading({0: 0.5}), broken))  # type: ignore[arg-type]
+        assert "has nan times the perplexity" in accuracy.objection(model, "int8", report)
+        broken.likely = [-math.inf]
+        assert broken.perplexity > 1e300
+
     def test_other_tokens_are_not_compared(self) -> None:
         with pytest.raises(ValueError, match="tokenizers differ"):
             accuracy.compared(self.reading({0: 1.0}), self.reading({1: 1.0}, came=1))
