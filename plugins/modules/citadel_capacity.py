@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.citadel import asking, capacity, catalogue, needs, observed, offering, safetensors, serving
+from ansible.module_utils.citadel import (
+    accuracy,
+    asking,
+    capacity,
+    catalogue,
+    needs,
+    observed,
+    offering,
+    safetensors,
+    serving,
+)
 from ansible.module_utils.citadel.settings import Settings
 from ansible.module_utils.citadel.topology import GIB, Host
 
@@ -92,7 +102,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     )
     details = details_at_hand(models, root, given["source"])
     details |= asking.ask(models, given["source"], details)
-    knowledge = needs.Knowledge(details, observed.observe(Path(given["state_root"])))
+    knowledge = needs.Knowledge(details, observed.observe(Path(given["state_root"])), accuracy.reports(models, root))
     plan = capacity.plan(models, host, settings, knowledge)
     places = serving.Places(
         environment=given["environment_path"],
@@ -110,6 +120,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
             "revision": weights.revision,
             "source": {**given["source"], **weights.source},
             "made_from": weights.made_from,
+            "accept_accuracy_loss": place.need.model.accept_accuracy_loss,
         }
     return {
         "changed": False,

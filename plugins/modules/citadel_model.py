@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import syslog
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ class Filling:
         return dict(manifest)
 
     def made(self, name: str, model: dict[str, Any], revision: str) -> dict[str, Any]:
+        workshop = replace(self.workshop, accept_loss=bool(model.get("accept_accuracy_loss")))
         base = self.root / name / str(model["made_from"])
         manifest, reason = made(self.root / name / revision, base, self.deep)
         if manifest is not None:
@@ -103,7 +105,7 @@ class Filling:
         self.done.append(f"{name} {revision}: {reason}, made of {base.name}")
         if self.pretend:
             return {"files": {}, "revision": base.name}
-        _, manifest = making.make(base, model["repository"], model["variant"], self.workshop)
+        _, manifest = making.make(base, model["repository"], model["variant"], workshop)
         return dict(manifest)
 
 

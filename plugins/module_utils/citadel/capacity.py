@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import asking, catalogue, remedies, tables
+from .accuracy import way_out
 from .catalogue import CatalogueError, Model
 from .choice import choices, smallest
 from .needs import TOLERANCE, Knowledge, Measured, Need, deviation, needs_of
@@ -62,6 +63,7 @@ def plan(
             found = (
                 *differences(models, choice.variants, knowledge),
                 *explained(placed, models, wished, host, settings),
+                *weighed(models, knowledge, choice.variants),
                 *remarks(placed, host, settings),
             )
             return Plan(host, settings, tuple(placed), found)
@@ -72,7 +74,8 @@ def plan(
     in_full = " and ".join(sorted({need.variant for need in wished}))
     notes = [
         f"this is the least that the plan may choose; in {in_full}, with the caches that the stanzas wish, the models "
-        f"need {full} and {cores_of(models)} cores"
+        f"need {full} and {cores_of(models)} cores",
+        *weighed(models, knowledge),
     ]
     raise DoesNotFit(tables.of_refusal((problems, least), host, settings, notes, ways))
 
@@ -111,6 +114,17 @@ def explained(
             f"cores: {cores_of(models)} are wished and {len(host.cpus)} there; they were taken from whom it slows "
             f"least against its time per token: {told}"
         )
+
+
+def weighed(models: Sequence[Model], knowledge: Knowledge, chosen: Mapping[str, str] | None = None) -> Iterator[str]:
+    """What was measured of the variants and lies beyond its bound."""
+    for model in models:
+        for variant in model.weights if model.variant == "auto" else [model.variant]:
+            said = knowledge.objection(model, variant)
+            if said and not model.accept_accuracy_loss:
+                yield f"{said}, so the plan does not choose it; {way_out(model.name)}"
+            elif said and chosen and chosen[model.name] == variant:
+                yield f"{said}; it is served all the same, as accept_accuracy_loss says"
 
 
 def differences(models: Sequence[Model], chosen: Mapping[str, str], knowledge: Knowledge) -> Iterator[str]:

@@ -75,6 +75,8 @@ class Model:
     fallback: tuple[str, ...] = ()
     objectives: Mapping[str, Any] = field(default_factory=dict)
     vector_size: int = 0
+    accuracy: Mapping[str, float] = field(default_factory=dict)  # variant -> most perplexity, as a share of bf16's
+    accept_accuracy_loss: bool = False
 
     @property
     def endpoints(self) -> list[str]:
@@ -228,6 +230,23 @@ class Stanza:
             raise self.refuse(key, f"choose one of {', '.join(choices)}")
         return str(value)
 
+    def flag(self, key: str) -> bool:
+        value = self.keys.get(key, False)
+        if not isinstance(value, bool):
+            raise self.refuse(key, "give true or false")
+        return value
+
+    def accuracy(self) -> dict[str, float]:
+        """How much more perplexity a variant may have, where it was measured."""
+        for variant, most in self.mapping("accuracy").items():
+            if variant not in VARIANTS[1:]:
+                raise self.refuse("accuracy", f"{variant!r} is none of {', '.join(VARIANTS[1:])}")
+            if isinstance(most, bool) or not isinstance(most, int | float) or most < 1:
+                raise self.refuse(
+                    "accuracy", f"{variant}: give the most perplexity as a share of bf16's, such as 1.01 for 1 % more"
+                )
+        return {variant: float(most) for variant, most in self.mapping("accuracy").items()}
+
     def weights(self) -> dict[str, Weights]:
         found: dict[str, Weights] = {}
         places = {"bf16": dict(self.keys), **self.mapping("variants")}
@@ -297,6 +316,8 @@ class Stanza:
             fallback=self.texts("fallback"),
             objectives=self.mapping("objectives"),
             vector_size=self.number("vector_size", 0, 100_000) if "vector_size" in self.keys else 0,
+            accuracy=self.accuracy(),
+            accept_accuracy_loss=self.flag("accept_accuracy_loss"),
         )
 
 

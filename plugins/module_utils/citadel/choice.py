@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from .accuracy import way_out
 from .catalogue import CatalogueError, Model
 from .needs import Knowledge, Need, needs_of, needs_of_model
 from .placement import tokens_per_second
@@ -56,7 +57,13 @@ def variants_of(model: Model, host: Host, knowledge: Knowledge) -> list[str]:
         raise CatalogueError(
             model.name, "variant", model.variant, f"{problem}, and {host.name} has {host.processor}; choose another"
         )
-    return found
+    if model.accept_accuracy_loss:
+        return found
+    faithful = [variant for variant in found if not knowledge.objection(model, variant)]
+    if not faithful:
+        problems = (knowledge.objection(model, variant) for variant in found)
+        raise CatalogueError(model.name, "variant", model.variant, f"{'; '.join(problems)}; {way_out(model.name)}")
+    return faithful
 
 
 def combinations(possible: Mapping[str, list[str]]) -> Iterator[dict[str, str]]:

@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from . import safetensors, store
+from .accuracy import way_out
 from .fetch import MARGIN_BYTES, Progress
-from .recipes import FAMILIES, RECIPES, VERSION, Recipe, revision_of
+from .recipes import ERROR_MOST, FAMILIES, RECIPES, VERSION, Recipe, revision_of
 from .sources import sha256_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ ERRORS = "citadel-errors.json"
 WIDTHS = {"I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I8": 1}
 QUANTISED_FROM = ("BF16", "F16", "F32")
 WORKERS_MOST = 8  # more only wait for the disk
+
+
+class TooMuchLostError(store.StoreError):
+    """A matrix that cannot be drawn with so few bits."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class Workshop:
     python: Path
     workers: int = 0
     tell: Callable[[str], None] = lambda line: None
+    accept_loss: bool = False  # whatever the errors are
 
 
 def make(base: Path, repository: str, variant: str, workshop: Workshop) -> tuple[Path, dict[str, Any]]:
@@ -102,7 +108,11 @@ def make(base: Path, repository: str, variant: str, workshop: Workshop) -> tuple
     target = base.parent / revision_of(variant, repository, base.name)
     partial = begun(target.parent / f".{target.name}.partial", identity)
     reserve(partial, files)
-    errors = fill(partial, base, files, workshop)
+    try:
+        errors = fill(partial, base, files, workshop)
+    except TooMuchLostError:
+        shutil.rmtree(partial)  # nobody will go on with it
+        raise
     try:
         store.verify(base, deep=False)
     except store.StoreError as error:
@@ -235,7 +245,8 @@ class Making:
     note: IO[str]
     progress: Progress
     errors: dict[str, float]
-    faults: list[str] = field(default_factory=list)
+    most: Mapping[int, float]  # bits -> the error at which it ends
+    faults: list[store.StoreError] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def next(self) -> tuple[File, Task] | None:
@@ -249,7 +260,15 @@ class Making:
             self.errors[task.name] = error
             self.note.write(json.dumps([task.name, error]) + "\n")
             self.note.flush()
+        self.judge(task, error)
         self.progress.add(task.length)
+
+    def judge(self, task: Task, error: float) -> None:
+        most = self.most.get(task.order["bits"], math.inf)
+        if error > most:
+            model = self.progress.model
+            problem = f"{model}: {task.name} loses {error:.1%} as int{task.order['bits']}"
+            self.faults.append(TooMuchLostError(f"{problem}, and {most:.1%} is the most there is; {way_out(model)}"))
 
 
 def fill(partial: Path, base: Path, files: Iterable[File], workshop: Workshop) -> dict[str, float]:
@@ -260,20 +279,22 @@ def fill(partial: Path, base: Path, files: Iterable[File], workshop: Workshop) -
     total = sum(task.length for _, task in everything)
     progress = Progress(base.parent.name, total, partial.with_suffix(".progress"), workshop.tell)
     tasks: queue.SimpleQueue[tuple[File, Task]] = queue.SimpleQueue()
-    for file, task in everything:
-        if task.name in errors:
-            progress.done += task.length
-        else:
-            tasks.put((file, task))
+    most = {} if workshop.accept_loss else {RECIPES[variant].bits: most for variant, most in ERROR_MOST.items()}
     with notes.open("a", encoding="utf-8") as note:
-        making = Making(tasks, note, progress, errors)
+        making = Making(tasks, note, progress, errors, most)
+        for file, task in everything:
+            if task.name in errors:
+                progress.done += task.length
+                making.judge(task, errors[task.name])
+            else:
+                tasks.put((file, task))
         if not tasks.empty():
             workers = workshop.workers or default_workers()
             with ThreadPoolExecutor(workers) as pool:
                 for future in [pool.submit(employ, making, base, partial, workshop.python) for _ in range(workers)]:
                     future.result()
     if making.faults:
-        raise store.StoreError(making.faults[0])
+        raise making.faults[0]
     progress.add(0, force=True)
     return errors
 
@@ -306,7 +327,8 @@ def employ(making: Making, base: Path, partial: Path, python: Path) -> None:
                 answer = {}
             if "error" not in answer:
                 problem = answer.get("fault") or f"the process that quantises ended ({process.wait()})"
-                making.faults.append(f"{partial.parent.name}: {task.name}: {problem}; what is made is kept")
+                told = f"{partial.parent.name}: {task.name}: {problem}; what is made is kept"
+                making.faults.append(store.StoreError(told))
                 break
             making.done(task, answer["error"])
         process.stdin.close()

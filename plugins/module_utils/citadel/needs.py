@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from . import accuracy
 from .architecture import Architecture, ArchitectureError
 from .catalogue import CatalogueError, Model, Weights
 from .known_models import KNOWN_MODELS
@@ -42,12 +43,17 @@ class Knowledge:
 
     details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # <model>/<revision> -> what its files say
     measured: Mapping[str, Measured] = field(default_factory=dict)  # instance -> figures
+    reports: Mapping[str, accuracy.Report] = field(default_factory=dict)  # <model>/<revision> -> its accuracy
 
     def of(self, model: Model, weights: Weights) -> Mapping[str, Any] | None:
         """Read from the files if they are at hand, else as recorded; what is made here is in no record."""
         if weights.made_from:
             return self.details.get(f"{model.name}/{weights.revision}")
         return self.details.get(f"{model.name}/{weights.revision}") or KNOWN_MODELS.get(weights.repository)
+
+    def objection(self, model: Model, variant: str) -> str:
+        """What was measured that speaks against serving the model so."""
+        return accuracy.objection(model, variant, self.reports.get(f"{model.name}/{model.weights[variant].revision}"))
 
     def shape_of_base(self, model: Model, variant: str) -> Mapping[str, Any] | None:
         """A quantised variant has the shape of the model that it was made from, but not its size."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from . import accuracy
 from .catalogue import VARIANTS, Model, Weights
 from .making import ERRORS
 from .needs import Knowledge, needs_of_model
@@ -40,7 +41,9 @@ def state(folder: Path, weights: Weights) -> str:
         return f"here as {there.name}"
     told = json.loads((there / ERRORS).read_text(encoding="utf-8"))
     worst = told["worst"]
-    return f"here as {there.name}, error {told['mean']:.2%} in the mean, {worst['error']:.2%} in {worst['tensor']}"
+    lost = f"error {told['mean']:.2%} in the mean, {worst['error']:.2%} in {worst['tensor']}"
+    measured = accuracy.read(there) or f"not measured yet: make variants MEASURE={folder.name}"
+    return f"here as {there.name}, {lost}; {measured}"
 
 
 def whence(weights: Weights) -> str:

@@ -141,6 +141,8 @@ def changes_of(model: Model, host: Host, knowledge: Knowledge) -> Iterator[Chang
         smaller = VARIANTS.index(model.variant) <= step if model.variant != "auto" else variant not in model.weights
         if smaller and not obstacle(variant, whole.architecture.moe, host.processor):
             yield setting(model, "variant", variant, 3 + step, partial(with_variant, variant=variant))
+    if not model.accept_accuracy_loss and any(knowledge.objection(model, variant) for variant in model.weights):
+        yield setting(model, "accept_accuracy_loss", "true", 6, partial(replace, accept_accuracy_loss=True))
     if model.replicas > 1:
         fewer = model.replicas - 1
         yield setting(model, "replicas", fewer, 5, partial(replace, replicas=fewer))

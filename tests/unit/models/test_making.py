@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from citadel import fetch, making, prestart, quantiser, safetensors, store
 from citadel.recipes import RECIPES, revision_of
 from citadel.sources import MANIFEST, sha256_of, source_of
 from citadel.store import StoreError
 from lab.tiny_models import bfloat16, make_large
+from tests.weights import matrix, tensor
 
 PYTHON = Path(sys.executable)
 PACKAGE = Path(making.__file__).parents[1]
@@ -39,29 +39,6 @@ def make(base: Path, variant: str, **more: Any) -> Path:
     return making.make(base, "o/n", variant, making.Workshop(PYTHON, **more))[0]
 
 
-def tensor(folder: Path, name: str) -> NDArray[Any]:
-    path = folder / "model.safetensors"
-    entry = safetensors.read_header(path)[name]
-    begin, end = entry["data_offsets"]
-    raw = path.read_bytes()[safetensors.data_start(path) :][begin:end]
-    if entry["dtype"] == "BF16":
-        return np.asarray(quantiser.floats(raw, "BF16").reshape(entry["shape"]))
-    kinds = {"I8": np.int8, "I32": np.int32, "F32": np.float32, "I64": np.int64}
-    return np.frombuffer(raw, dtype=kinds[entry["dtype"]]).reshape(entry["shape"])
-
-
-def read_back(folder: Path, name: str, variant: str) -> NDArray[np.float32]:
-    """The matrix as vLLM's kernels see it."""
-    scale = tensor(folder, f"{name}_scale")
-    if variant == "int8":
-        return np.asarray(tensor(folder, name).astype(np.float32) * scale)
-    packed = tensor(folder, f"{name}_packed").view(np.uint32)
-    nibbles = (packed[:, :, None] >> (4 * np.arange(8, dtype=np.uint32))) & 15
-    rows, columns = tensor(folder, f"{name}_shape")
-    numbers = nibbles.reshape(rows, columns).astype(np.float32) - 8
-    return np.asarray((numbers.reshape(rows, -1, 128) * scale[:, :, None]).reshape(rows, columns))
-
-
 @pytest.mark.parametrize(("variant", "most"), [("int8", 0.01), ("int4", 0.12)])
 def test_what_is_read_back_is_the_matrix_but_for_the_error_that_is_told(base: Path, variant: str, most: float) -> None:
     made = make(base, variant)
@@ -69,7 +46,7 @@ def test_what_is_read_back_is_the_matrix_but_for_the_error_that_is_told(base: Pa
     assert len(told["layers"]) == 14, "seven matrices in each of two layers"
     for name, error in told["layers"].items():
         was = tensor(base, name)
-        lost = np.linalg.norm(read_back(made, name, variant) - was) / np.linalg.norm(was)
+        lost = np.linalg.norm(matrix(made, name) - was) / np.linalg.norm(was)
         assert lost == pytest.approx(error, rel=1e-4)
         assert 0 < lost < most
     assert told["worst"]["error"] == max(told["layers"].values())
@@ -178,6 +155,17 @@ def test_weights_that_are_no_numbers_are_refused(base: Path) -> None:
     with pytest.raises(StoreError, match=r"down_proj.weight.* no numbers"):
         make(base, "int8")
     assert not (base.parent / revision_of("int8", "o/n", "r1")).exists()
+
+
+def test_a_matrix_that_loses_too_much_is_refused_and_leaves_nothing(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(making, "ERROR_MOST", {"int8": 0.1, "int4": 0.01})
+    assert make(base, "int8").exists()
+    with pytest.raises(StoreError, match=r"_proj.weight loses 10\.\d% as int4, .*hermes-2.accept_accuracy_loss: true"):
+        make(base, "int4")
+    assert not list(base.parent.glob("*int4*/*"))
+    assert make(base, "int4", accept_loss=True).exists()
 
 
 class TestCutOff:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    said = {"ENV", "YES", "MAKEFLAGS", "TO", "HOST", "FORCE", "DIRTY"}
+    said = {"ENV", "YES", "MAKEFLAGS", "TO", "HOST", "FORCE", "DIRTY", "MEASURE"}
     inherited = {name: value for name, value in os.environ.items() if name not in said}
     return subprocess.run(
         ["make", *arguments],
@@ -57,6 +57,12 @@ def test_the_real_estate_is_not_changed_unasked(verb: str) -> None:
     done = make(verb, "ENV=citadel")
     assert done.returncode != 0
     assert "changes the real estate of inventory/citadel and nobody is here to ask: say YES=1" in done.stderr
+
+
+def test_nothing_is_measured_on_the_real_estate_unasked() -> None:
+    done = make("variants", "MEASURE=phi-3-mini", "ENV=citadel")
+    assert done.returncode != 0
+    assert "nobody is here to ask: say YES=1" in done.stderr
 
 
 @pytest.mark.parametrize("verb", ["demo", "destroy"])
