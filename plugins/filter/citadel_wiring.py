@@ -13,7 +13,7 @@ from ansible.errors import AnsibleFilterError
 # modules get the package from Ansible itself; on the controller it is found beside the plugins
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
 
-from citadel import catalogue, contract, gateway_config, serving, settings
+from citadel import catalogue, contract, gateway_config, serving, settings, tuning
 
 
 def citadel_contract(
@@ -61,6 +61,11 @@ def citadel_gateway_digest(source: Mapping[str, str], *parts: Any) -> str:
     return gateway_config.digest(source, *parts)
 
 
+def citadel_tuning(given: Mapping[str, Any], managed: str) -> list[dict[str, Any]]:
+    """The items that the role `tuning` declares."""
+    return tuning.items(given, managed)
+
+
 def told(filtered: Callable[..., Any]) -> Callable[..., Any]:
     """What the package refuses is said by Ansible in the same words."""
 
@@ -84,6 +89,7 @@ FILTERS = (
     citadel_drain,
     citadel_instance_digest,
     citadel_gateway_digest,
+    citadel_tuning,
 )
 
 

@@ -32,7 +32,7 @@ author: [citadel-llm]
 """
 
 RETURN = r"""
-notes: {description: 'What is not this host''s to set, and why', returned: success, type: list, elements: str}
+told: {description: 'What changed, and what is not this host''s to set', returned: success, type: list, elements: str}
 """
 
 EXAMPLES = r"""
@@ -70,7 +70,7 @@ def main() -> None:
         module.fail_json(msg=str(error))
     module.exit_json(
         changed=result.changed,
-        notes=result.notes,
+        told=result.told,
         diff={
             "before": "".join(f"{line}\n" for line in result.before),
             "after": "".join(f"{line}\n" for line in result.after),

@@ -77,6 +77,6 @@ def test_a_declaration_by_ansible(tmp_path: Path) -> None:
     """A command that tells one thing is all that may be declared on the machine of whoever runs this."""
     item = {"kind": "command", "name": "answer", "desired": "no", "read": ["echo", "yes"]}
     told = module("citadel_declare", "--check", owner="the-tests", items=[item])
-    assert told["changed"] and told["notes"] == []
+    assert told["changed"] and told["told"] == ["command answer: yes → no"]
     refused = module("citadel_declare", "--check", owner="the-tests", items=[{**item, "kind": "sysctrl"}])
     assert "there is no kind 'sysctrl'; there are sysctl, " in refused["msg"]

@@ -56,7 +56,9 @@ def root(tmp_path: Path) -> Path:
     for cpu in range(2):
         put(tmp_path, GOVERNOR.replace("*", str(cpu)), "powersave\n")
         put(tmp_path, GOVERNOR.replace("*", str(cpu)).replace("_gov", "_available_gov") + "s", "performance powersave")
-    put(tmp_path, "/sys/block/vda/queue/scheduler", "none [mq-deadline]\n")
+    put(tmp_path, "/sys/block/vda/queue/scheduler", "none [mq-deadline] kyber\n")
+    put(tmp_path, "/sys/block/nvme0n1/queue/scheduler", "none\n")
+    put(tmp_path, "/sys/block/nvme0n1/device", "")
     put(tmp_path, "/sys/block/vda/device", "")
     put(tmp_path, "/sys/block/loop0/queue/scheduler", "[none] mq-deadline\n")
     put(tmp_path, "/proc/irq/24/smp_affinity_list", "0-3\n")
@@ -174,7 +176,7 @@ def test_fewer_hugepages_than_asked_for_is_a_failure_that_says_why(root: Path, m
         ({"kind": "sysctl", "name": "vm.nr_hugepages", "desired": -5}, "give a number of pages, 0 or more"),
         ({"kind": "sysctl", "name": "vm.nr_hugepages", "desired": 2048}, "that is 4.0 GiB, and the host has 4.0: ask"),
         ({"kind": "sysfs", "name": GOVERNOR, "desired": "fast"}, "takes performance, powersave: choose one of them"),
-        ({"kind": "disk", "name": "scheduler", "desired": "bfq"}, "takes none, mq-deadline: choose one of them"),
+        ({"kind": "disk", "name": "scheduler", "desired": "bfq"}, "takes none, mq-deadline, kyber: choose one of them"),
         ({"kind": "file", "name": "etc/x", "desired": "content", "content": ""}, "give an absolute path"),
         ({**FILE, "mode": "rw"}, "mode = 'rw': give it as text in octal digits"),
         ({"kind": "unit", "name": "a.service", "desired": "running"}, "give `enabled`, `disabled`, `masked` or `-`"),
@@ -213,7 +215,7 @@ def test_an_item_is_given_once(root: Path) -> None:
         ({"kind": "sysctl", "name": "net.ipv4.tcp_rmem", "desired": "4096 131072 16777216"}, "4096 131072 6291456", ""),
         ({"kind": "sysfs", "name": GOVERNOR, "desired": "performance"}, "powersave", ""),
         ({"kind": "sysfs", "name": "/sys/kernel/mm/transparent_hugepage/enabled", "desired": "always"}, "madvise", ""),
-        ({"kind": "disk", "name": "scheduler", "desired": "none"}, "mq-deadline", ""),
+        ({"kind": "disk", "name": "scheduler", "desired": "kyber"}, "mq-deadline", ""),
         ({"kind": "disk", "name": "scheduler", "desired": "mq-deadline", "disks": ["loop0"]}, "none", ""),
         ({"kind": "irq", "name": "affinity", "desired": "0-1"}, "0-3", ""),
         ({**FILE, "mode": "0600"}, "absent", "da7f98cc"),
@@ -278,7 +280,7 @@ def test_a_command_is_asked_once_for_all_that_it_tells(root: Path) -> None:
         {**ask, "name": "root", "word": "permitrootlogin", "desired": "no"},
         {**ask, "name": "users", "word": "allowusers", "desired": "a, b"},
     )
-    assert bring_about("access", wanted, act=True, host=machine).after == ["access declares 2 items"]
+    assert bring_about("access", wanted, act=True, host=machine).after == ["access: declares 2 items"]
     assert machine.done == ["sshd -T"]
     machine.answers["sshd"] = "permitrootlogin yes\n"
     machine.told.clear()
@@ -370,9 +372,12 @@ def test_a_mount_option_is_set_and_the_old_ones_come_back(root: Path) -> None:
         ({"kind": "sysctl", "name": "vm.none", "desired": 1}, "this kernel, or this host's network namespace, has no"),
         ({"kind": "sysfs", "name": "/sys/none*", "desired": 1}, "this kernel or this machine has no such thing"),
         ({"kind": "disk", "name": "scheduler", "desired": "none", "disks": ["sdz"]}, "there is no disk sdz"),
-        ({"kind": "mount", "name": "/srv", "desired": "noatime"}, "it is no file system of its own"),
+        ({"kind": "mount", "name": "/srv", "desired": "noatime"}, "nothing of its own is mounted there: mount /srv"),
         ({"kind": "command", "name": "x", "desired": "y", "read": ["sshd", "-T"]}, "sshd is not installed"),
-        ({**SWAPPINESS, "apply": False}, "vm.swappiness is 60 and not 1: here it is only compared"),
+        (
+            {**SWAPPINESS, "apply": False},
+            "left as it is, since here it is only compared: sysctl vm.swappiness (60, not 1)",
+        ),
     ],
 )
 def test_what_this_host_has_not_is_said_and_gone_on(root: Path, given: dict[str, Any], said: str) -> None:
@@ -392,8 +397,8 @@ def test_what_is_read_only_belongs_to_somebody_else(root: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "access", lambda path, mode: "swappiness" not in str(path))
     result = bring_about("one", items(SWAPPINESS), act=True, host=Host(root))
     assert result.notes == [
-        f"sysctl vm.swappiness is 60 and not 1: {root}/proc/sys/vm/swappiness is read-only here: it belongs to the "
-        "machine that this host runs on"
+        "left as it is, since it is read-only here and belongs to the machine that this host runs on: "
+        "sysctl vm.swappiness (60, not 1)"
     ]
     assert (root / "proc/sys/vm/swappiness").read_text() == "60\n"
     put(root, "/proc/sys/vm/swappiness", "61\n")

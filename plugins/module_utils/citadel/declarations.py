@@ -61,12 +61,6 @@ class Look:
     def fits(self) -> bool:
         return bool(self.found == self.desired)
 
-    @property
-    def note(self) -> str:
-        """What is said of one that is left as it is."""
-        is_now = f"is {short(self.found)} and not {short(self.desired)}" if self.found is not None else "is left out"
-        return f"{self.item} {is_now}: {self.left}"
-
     def __str__(self) -> str:
         return f"{self.item}: {short(self.found)}"
 
@@ -97,15 +91,37 @@ def compared(host: Host, item: Item) -> Look:
     return replace(seen, left=KINDS[item.kind].untouchable(host, item))
 
 
+def notes_on(seen: Sequence[Look]) -> list[str]:
+    """What is left as it is, a line for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for one in seen:
+        if one.left and not one.fits:
+            now = f" ({short(one.found)}, not {short(one.desired)})" if one.found is not None else ""
+            by_reason.setdefault(one.left, []).append(f"{one.item}{now}")
+    return [f"left as it is, since {reason}: {', '.join(items)}" for reason, items in by_reason.items()]
+
+
 @dataclass
 class Result:
-    before: list[str] = field(default_factory=list)
-    after: list[str] = field(default_factory=list)
+    changes: list[tuple[str, str, str]] = field(default_factory=list)  # which, before, after
     notes: list[str] = field(default_factory=list)
 
     @property
     def changed(self) -> bool:
-        return bool(self.before or self.after)
+        return bool(self.changes)
+
+    @property
+    def before(self) -> list[str]:
+        return [f"{name}: {old}" for name, old, _ in self.changes]
+
+    @property
+    def after(self) -> list[str]:
+        return [f"{name}: {new}" for name, _, new in self.changes]
+
+    @property
+    def told(self) -> list[str]:
+        """For people."""
+        return [*(f"{name}: {old} → {new}" for name, old, new in self.changes), *self.notes]
 
 
 @dataclass(frozen=True)
@@ -165,17 +181,15 @@ def bring_about(owner: str, items: Sequence[Item], act: bool, host: Host | None 
     names = {str(item) for item in items}
     gone = [(name, said) for name, said in reversed(before.items()) if name not in names]
     seen = [compared(host, item) for item in items]
-    result = Result(notes=[one.note for one in seen if one.left and not one.fits])
+    result = Result(notes=notes_on(seen))
     for name, said in gone:
         item = declared_item(said["item"])
-        result.before.append(f"{name}: {short(KINDS[item.kind].desired(item))}")
-        result.after.append(f"{name}: as it was before")
+        result.changes.append((name, short(KINDS[item.kind].desired(item)), "as it was before"))
     differing = [one for one in seen if not one.fits and not one.left]
-    result.before += [str(one) for one in differing]
-    result.after += [f"{one.item}: {short(one.desired)}" for one in differing]
+    result.changes += [(str(one.item), short(one.found), short(one.desired)) for one in differing]
     news = [declaration_of(one) for one in seen]
     if news != declared and not result.changed:
-        result.after.append(f"{owner} declares {len(news)} items")
+        result.changes.append((owner, f"declares {len(declared)} items", f"declares {len(news)} items"))
     if not act or not result.changed:
         return result
     put_back(host, [(declared_item(said["item"]), said["value"]) for _, said in gone])

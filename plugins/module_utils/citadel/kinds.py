@@ -131,7 +131,7 @@ class Values(Kind):
 
     def untouchable(self, host: Host, item: Item) -> str:
         sealed = [path for path in self.paths(host, item) if not os.access(path, os.W_OK)]
-        return f"{sealed[0]} is read-only here: it belongs to the machine that this host runs on" if sealed else ""
+        return "it is read-only here and belongs to the machine that this host runs on" if sealed else ""
 
     def set(self, host: Host, item: Item) -> None:
         for path in self.paths(host, item):
@@ -167,7 +167,7 @@ def choices(path: Path) -> list[str]:
 
 def write_value(path: Path, value: str) -> None:
     if not os.access(path, os.W_OK):
-        raise NotHereError(f"{path} is read-only here, so it belongs to the machine that this host runs on")
+        raise NotHereError(f"{path} is read-only here and belongs to the machine that this host runs on")
     try:
         path.write_text(f"{value}\n")
     except OSError as error:
@@ -241,9 +241,13 @@ class Disk(Values):
     def paths(self, host: Host, item: Item) -> list[Path]:
         names = item.option("disks") or [path.parent.name for path in host.inside("/sys/block").glob("*/device")]
         found = [host.inside(f"/sys/block/{name}/queue/{item.name}") for name in sorted(names)]
-        if not found or not all(path.exists() for path in found):
-            missing = next((path.parents[1].name for path in found if not path.exists()), "")
-            raise NotHereError(f"there is no disk {missing}" if missing else "this host has no disks of its own")
+        missing = next((path.parents[1].name for path in found if not path.exists()), "")
+        if missing:
+            raise NotHereError(f"there is no disk {missing}")
+        # one that has no schedulers, as behind several paths, has nothing to choose
+        found = [path for path in found if item.option("disks") or path.read_text().strip() not in {"none", "[none]"}]
+        if not found:
+            raise NotHereError("this host has no disks that have it")
         return found
 
 
@@ -438,7 +442,7 @@ class Mount(Kind):
         lines = host.inside("/proc/self/mountinfo").read_text().splitlines()
         found = [line.split()[5] for line in lines if line.split()[4] == place]
         if not found:
-            raise NotHereError("it is no file system of its own")
+            raise NotHereError("nothing of its own is mounted there")
         return found[-1].split(",")
 
     def read(self, host: Host, item: Item) -> Any:
