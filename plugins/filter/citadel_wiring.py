@@ -13,7 +13,7 @@ from ansible.errors import AnsibleFilterError
 # modules get the package from Ansible itself; on the controller it is found beside the plugins
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
 
-from citadel import catalogue, contract, gateway_config, serving, settings
+from citadel import catalogue, contract, gateway_config, serving, settings, tuning
 
 
 def citadel_contract(
@@ -61,6 +61,29 @@ def citadel_gateway_digest(source: Mapping[str, str], *parts: Any) -> str:
     return gateway_config.digest(source, *parts)
 
 
+def citadel_listeners(published: Mapping[str, Any]) -> dict[str, int]:
+    """What listens on an LLM server, by name."""
+    instances = [instance for model in published["models"].values() for instance in model["instances"]]
+    return {**published["ports"], **{one["name"]: one["port"] for one in instances}}
+
+
+def citadel_neighbours(
+    ports: Mapping[str, Mapping[str, int]], groups: Mapping[str, list[str]], hostvars: Mapping[str, Any]
+) -> dict[str, str]:
+    """Who of the estate shall answer, and at which address."""
+    return {
+        f"{service} of {host}": f"{hostvars[host]['ansible_host']}:{port}"
+        for group, services in ports.items()
+        for host in groups.get(group, [])
+        for service, port in services.items()
+    }
+
+
+def citadel_tuning(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The items that the role `tuning` declares."""
+    return tuning.items(given)
+
+
 def told(filtered: Callable[..., Any]) -> Callable[..., Any]:
     """What the package refuses is said by Ansible in the same words."""
 
@@ -84,6 +107,9 @@ FILTERS = (
     citadel_drain,
     citadel_instance_digest,
     citadel_gateway_digest,
+    citadel_listeners,
+    citadel_neighbours,
+    citadel_tuning,
 )
 
 

@@ -44,6 +44,7 @@ instances: {description: Each instance with its limits and vLLM options, returne
 models: {description: 'Each model with the variant, revision and source chosen', returned: success, type: dict}
 settings: {description: 'The settings, with defaults for what was not said', returned: success, type: dict}
 report: {description: The sums as lines of text, returned: success, type: list, elements: str}
+hugepages: {description: 'How many the host shall reserve; -1 is what it has', returned: success, type: int}
 notes: {description: What is worth knowing, returned: success, type: list, elements: str}
 variants: {description: A line for each variant of each model, returned: success, type: list, elements: str}
 """
@@ -97,13 +98,14 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     host = Host.here(
         root,
         tmpfs=round(settings.tmpfs_gib * GIB),
-        hugepages=None if settings.hugepages < 0 else settings.hugepages,
+        # those that are reserved only if they cost nothing are not counted before that is known
+        hugepages=None if settings.asks_no_hugepages else max(settings.hugepages, 0),
         zentorch=settings.zentorch,
     )
     details = details_at_hand(models, root, given["source"])
     details |= asking.ask(models, given["source"], details)
     knowledge = needs.Knowledge(details, observed.observe(Path(given["state_root"])), accuracy.reports(models, root))
-    plan = capacity.plan(models, host, settings, knowledge)
+    plan = capacity.plan_beside_hugepages(models, host, settings, knowledge)
     places = serving.Places(
         environment=given["environment_path"],
         models=given["models_root"],
@@ -126,6 +128,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         "changed": False,
         "instances": instances,
         "nodes": len(host.nodes),
+        "hugepages": -1 if settings.asks_no_hugepages else plan.host.hugepages // host.hugepage,
         "models": chosen,
         "settings": settings.as_dict(),
         "report": plan.report().splitlines(),

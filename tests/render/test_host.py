@@ -71,3 +71,12 @@ def test_the_role_puts_it_where_needrestart_looks() -> None:
     [copied] = [task["ansible.builtin.copy"] for task in tasks if "ansible.builtin.copy" in task]
     assert copied["dest"] == "/etc/needrestart/conf.d/citadel-llm.conf" == f"/{copied['src']}"
     assert (ROOT / "roles/host/files" / copied["src"]) == FILE
+
+
+def test_a_declaration_by_ansible(tmp_path: Path) -> None:
+    """A command that tells one thing is all that may be declared on the machine of whoever runs this."""
+    item = {"kind": "command", "name": "answer", "desired": "no", "read": ["echo", "yes"]}
+    told = module("citadel_declare", "--check", owner="the-tests", items=[item])
+    assert told["changed"] and told["told"] == ["command answer: yes → no"]
+    refused = module("citadel_declare", "--check", owner="the-tests", items=[{**item, "kind": "sysctrl"}])
+    assert "there is no kind 'sysctrl'; there are sysctl, " in refused["msg"]

@@ -80,6 +80,27 @@ def plan(
     raise DoesNotFit(tables.of_refusal((problems, least), host, settings, notes, ways))
 
 
+def plan_beside_hugepages(
+    models: Sequence[Model], host: Host, settings: Settings, knowledge: Knowledge | None = None
+) -> Plan:
+    """The plan, with the spare hugepages that are wished if the models get the same with them as without."""
+    if host.hugepages or settings.hugepages >= 0 or settings.asks_no_hugepages:
+        return plan(models, host, settings, knowledge)
+    without = plan(models, host, settings, knowledge)
+    taken = settings.spare_hugepages * host.hugepage
+    try:
+        found = plan(models, replace(host, hugepages=taken), settings, knowledge)
+    except DoesNotFit:
+        found = None
+    if found and found.placed == without.placed:
+        return found
+    note = (
+        f"no hugepages are reserved: {settings.spare_hugepages} of them ({gib(taken)}) would take memory from the "
+        "models, which use none"
+    )
+    return replace(without, notes=(*without.notes, note))
+
+
 def cores_of(models: Sequence[Model]) -> int:
     return sum(model.cores * model.replicas for model in models)
 
@@ -208,7 +229,7 @@ def run(arguments: argparse.Namespace) -> int:
         host = Host.here(Path("/")) if arguments.host == "here" else sketch(arguments.host)
         models, settings, source = read_planned(arguments.planned)
         knowledge = Knowledge(asking.ask(models, source, {}))
-        found = plan(models, host, settings, knowledge)
+        found = plan_beside_hugepages(models, host, settings, knowledge)
         print(found.report())
         if found.placed_below_wish(models):
             print(f"On {RECOMMENDED[0]} cores and {RECOMMENDED[1]} GiB: {on_recommended(found, models, knowledge)}")

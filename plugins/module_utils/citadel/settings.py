@@ -29,7 +29,8 @@ class Settings:
 
     share_cores: bool = False  # several models on the same cores, for a machine that has few
     reserve_gib: float = 0  # memory that is not for models; 0 is 8 GiB or 8 %, whichever is more
-    hugepages: int = -1  # that the host reserves; -1 is what it has
+    hugepages: int = -1  # that the host reserves; -1 is what it has, or what spare_hugepages says
+    spare_hugepages: int = 0  # that the host reserves if they take nothing from the models
     tmpfs_gib: float = 0  # the sum of caches in memory
     revisions_kept: int = 2  # of each model, which the disk has to hold
     zentorch: bool = False  # whether the environment has it
@@ -55,9 +56,11 @@ class Settings:
         return settings
 
     def _check(self) -> None:
-        for key in ("reserve_gib", "tmpfs_gib", "drain"):
+        for key in ("reserve_gib", "tmpfs_gib", "drain", "spare_hugepages"):
             if getattr(self, key) < 0:
                 raise SettingsError(key, getattr(self, key), "give 0 or more")
+        if self.hugepages < -1:
+            raise SettingsError("hugepages", self.hugepages, "give 0 or more, or -1 for what the host has")
         if self.revisions_kept < 1:
             raise SettingsError(
                 "revisions_kept", self.revisions_kept, "the one that serves has to be kept; give 1 or more"
@@ -69,6 +72,11 @@ class Settings:
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "libraries": list(self.libraries)}
+
+    @property
+    def asks_no_hugepages(self) -> bool:
+        """Those that the host has by itself are counted, and nobody sets how many."""
+        return self.hugepages < 0 and not self.spare_hugepages
 
     @property
     def reserve(self) -> int:

@@ -12,6 +12,7 @@ from .catalogue import parse_cpus
 from .variants import Processor
 
 GIB = 2**30
+HUGEPAGE = 2**21  # its size where nobody has chosen another one
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Host:
     memory: int
     nodes: tuple[Node, ...]
     processor: Processor
-    hugepages: int = 0
+    hugepages: int = 0  # bytes of them
+    hugepage: int = HUGEPAGE
     tmpfs: int = 0
     disk_free: int = 0
     installed: Mapping[str, int] = field(default_factory=dict)  # bytes of <model>/<revision> that are there already
@@ -64,7 +66,7 @@ class Host:
     def here(cls, models_root: Path, tmpfs: int = 0, hugepages: int | None = None, zentorch: bool = False) -> Host:
         """This machine, read from /proc and /sys; `hugepages` are pages that will be reserved."""
         meminfo = read_meminfo(Path("/proc/meminfo").read_text(encoding="ascii"))
-        page = meminfo.get("Hugepagesize", 0)
+        page = meminfo.get("Hugepagesize", HUGEPAGE)
         pages = meminfo.get("HugePages_Total", 0) if hugepages is None else hugepages
         return cls(
             name=os.uname().nodename,
@@ -72,6 +74,7 @@ class Host:
             nodes=read_nodes(Path("/sys/devices/system"), meminfo["MemTotal"], os.sched_getaffinity(0)),
             processor=Processor.of_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8"), zentorch),
             hugepages=pages * page,
+            hugepage=page,
             tmpfs=tmpfs,
             disk_free=shutil.disk_usage(nearest_existing(models_root)).free,
             installed=installed_revisions(models_root),

@@ -393,3 +393,27 @@ def test_only_a_model_that_calls_tools_gets_a_parser(models: Any) -> None:
         if "tool-call-parser" in one["options"]
     ]
     assert with_tools == ["hermes-2"]
+
+
+@pytest.mark.parametrize(("memory", "pages"), [(256, 1024), (128 * 0.97, 0), (127, 0)])
+def test_spare_hugepages_take_nothing_from_the_models(models: Any, memory: float, pages: int) -> None:
+    host = Host.sketched(16, round(memory * GIB))
+    settings = Settings(spare_hugepages=1024)
+    plan = capacity.plan_beside_hugepages(models(), host, settings)
+    assert plan.host.hugepages == pages * 2**21
+    assert plan.placed == capacity.plan(models(), host).placed
+    said = "no hugepages are reserved: 1024 of them (2.0 GiB) would take memory from the models, which use none"
+    assert (said in plan.report()) is (pages == 0)
+
+
+def test_hugepages_that_somebody_asks_for_are_counted_whatever_they_cost(models: Any) -> None:
+    """As Host.here has them from the settings."""
+    host = Host.sketched(16, round(128 * 0.97 * GIB), hugepages=2 * GIB)
+    with pytest.raises(DoesNotFit, match="reserve no hugepages"):
+        capacity.plan_beside_hugepages(models(), host, Settings(hugepages=1024, spare_hugepages=512))
+
+
+@pytest.mark.parametrize(("key", "value"), [("hugepages", -2), ("spare_hugepages", -1)])
+def test_fewer_hugepages_than_none_are_refused(key: str, value: int) -> None:
+    with pytest.raises(ValueError, match=rf"models_settings.{key} = {value}: give 0 or more"):
+        Settings.of({key: value})
