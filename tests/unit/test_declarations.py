@@ -307,7 +307,7 @@ class Systemd(Machine):
                 self.enabled = f"{command[1]}d"
             case "start" | "stop":
                 self.active = "active" if command[1] == "start" else "inactive"
-            case "daemon-reload":
+            case "daemon-reload" if self.load == "not-found":
                 self.load, self.enabled = "loaded", "disabled"
         return (
             f"LoadState={self.load}\nUnitFileState={self.enabled}\nActiveState={self.active}\nNeedDaemonReload=no\n"
@@ -357,7 +357,7 @@ def test_systemd_is_told_of_a_unit_whose_file_has_just_come(root: Path) -> None:
 class Mounts(Machine):
     def _run(self, command: Any) -> str:
         self.done.append(" ".join(command))
-        options = ",".join(one for one in command[2].split(",")[1:] if one not in {"strictatime", "relatime"})
+        options = ",".join(one for one in command[2].split(",")[1:] if one not in {"strictatime", "atime"})
         put(self.root, "/proc/self/mountinfo", f"36 35 8:1 / /opt/models {options} - ext4 /dev/vdb rw\n")
         return ""
 
@@ -367,7 +367,7 @@ def test_a_mount_option_is_set_and_the_old_ones_come_back(root: Path) -> None:
     wanted = items({"kind": "mount", "name": "/opt/models", "desired": "noatime"})
     assert bring_about("one", wanted, act=True, host=mounts).before == ["mount /opt/models: rw,relatime"]
     bring_about("one", [], act=True, host=mounts)
-    assert mounts.done == ["mount -o remount,noatime /opt/models", "mount -o remount,rw,relatime /opt/models"]
+    assert mounts.done == ["mount -o remount,noatime /opt/models", "mount -o remount,atime,rw,relatime /opt/models"]
 
 
 @pytest.mark.parametrize(
@@ -409,6 +409,13 @@ def test_what_is_read_only_belongs_to_somebody_else(root: Path, monkeypatch: pyt
     assert not bring_about("one", items(SWAPPINESS), act=True, host=Host(root)).changed
 
 
+def test_what_is_not_this_hosts_to_set_is_not_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    given = {"kind": "disk", "name": "scheduler", "desired": "bfq"}
+    [note] = bring_about("one", items(given), act=True, host=Host(root)).notes
+    assert "read-only here" in note and "disk scheduler (mq-deadline, not bfq)" in note
+
+
 def test_the_verb_of_the_host(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(verb, "Host", lambda: Host(root))
     parser = argparse.ArgumentParser()
@@ -448,3 +455,62 @@ def test_a_release_that_was_altered_is_drift(tmp_path: Path) -> None:
     world.layout.current.symlink_to("releases/nowhere")
     [found] = verb.findings(Host(tmp_path))
     assert found.state == "drifted"
+
+
+def test_what_was_set_last_is_put_back_first(root: Path) -> None:
+    """A unit is stopped and disabled while its file is still there."""
+    systemd = Systemd(root, "disabled", "inactive")
+    file = {**FILE, "name": "/etc/systemd/system/x.service", "then": [["systemctl", "daemon-reload"]]}
+    unit = {"kind": "unit", "name": "x.service", "desired": "enabled active"}
+    bring_about("one", items(file, unit), act=True, host=systemd)
+    there: list[bool] = []
+    run = systemd._run
+
+    def watched(command: Any) -> str:
+        there.append((root / "etc/systemd/system/x.service").exists()) if command[1] in {"stop", "disable"} else None
+        return run(command)
+
+    systemd._run = watched  # type: ignore[method-assign]
+    bring_about("one", [], act=True, host=systemd)
+    assert there == [True, True] and not (root / "etc/systemd/system/x.service").exists()
+
+
+def test_the_kernels_default_of_a_mount_comes_back_by_its_name(root: Path) -> None:
+    """The kernel shows strictatime by showing nothing."""
+    put(root, "/proc/self/mountinfo", "36 35 8:1 / /opt/models rw - ext4 /dev/vdb rw\n")
+    mounts = Mounts(root)
+    bring_about("one", items({"kind": "mount", "name": "/opt/models", "desired": "noatime"}), act=True, host=mounts)
+    bring_about("one", [], act=True, host=mounts)
+    assert mounts.done[-1] == "mount -o remount,atime,rw,strictatime /opt/models"
+
+
+def test_what_a_command_told_is_asked_again_after_an_act(root: Path) -> None:
+    machine = Machine(root, sshd="port 22", systemctl="")
+    machine.ask("sshd", "-T")
+    machine.ask("sshd", "-T")
+    machine.act("systemctl", "reload", "ssh")
+    machine.ask("sshd", "-T")
+    assert machine.done == ["sshd -T", "systemctl reload ssh", "sshd -T"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (SWAPPINESS, "sysctl vm.swappiness could not be put back: it was 60 and is 1"),
+        (
+            {"kind": "mount", "name": "/opt/models", "desired": "noatime"},
+            "mount /opt/models could not be put back: it was rw,relatime and is noatime",
+        ),
+    ],
+)
+def test_an_undo_is_read_back_too(
+    root: Path, given: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = Mounts(root)
+    bring_about("one", items(given), act=True, host=mounts)
+    monkeypatch.setattr("citadel.kinds.write_value", lambda path, value: None)
+    monkeypatch.setattr(mounts, "_run", lambda command: "")
+    with pytest.raises(DeclarationError) as failure:
+        bring_about("one", [], act=True, host=mounts)
+    assert str(failure.value) == said
+    assert (root / declarations.PLACE / "before/one.json").exists(), "it can be tried again"
