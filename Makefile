@@ -16,6 +16,9 @@ releases: ## every release on the server: age, state, what changed
 keys: ## API keys: list them, or CREATE=name (ROLE= TIER= DAYS= MODELS=), ROTATE=id (OVERLAP=seconds), REVOKE=id
 smoke: ## ask every model one question through the gateway
 status: ## hosts and health
+validate: ## whether a server can carry this product: found, needed, verdict and advice; nothing is touched
+drift: ## what on a server is no longer as roles and release declared it, whose it is and why
+untune: ## put back the settings of the kernel as they were before the first deployment
 destroy: ## remove the lab without a trace
 capacity: ## whether the models of ENV=citadel fit a host: HOST=cores=24,ram=128,nodes=2,isa=amx or HOST=here
 variants: ## which variants of each model a server has, which it could make, and what making them lost
@@ -30,6 +33,6 @@ bench-hostile: ## hostile clients beside an innocent one, for half an hour, on t
 bench-serving: ## the tuned vLLM beside an untuned one and llama.cpp
 lock: ## pin what requirements/*.in ask for anew, where that has changed: ONLY=gateway UPGRADE=fastapi
 
-demo plan deploy rollback releases keys smoke status destroy check test capacity variants gateway mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving lock:
+demo plan deploy rollback releases keys smoke status validate drift untune destroy check test capacity variants gateway mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving lock:
 	@$(PYTHON) -m tools $@
-.PHONY: demo plan deploy rollback releases keys smoke status destroy check test capacity variants gateway mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving lock
+.PHONY: demo plan deploy rollback releases keys smoke status validate drift untune destroy check test capacity variants gateway mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving lock

@@ -252,6 +252,19 @@ def releases() -> None:
     on_the_estate("releases", "list", "playbooks/releases.yml")
 
 
+def validate() -> None:
+    on_the_estate("validate", "look", "playbooks/validate.yml", "--check")
+
+
+def drift() -> None:
+    on_the_estate("drift", "compare", "playbooks/drift.yml")
+
+
+def untune() -> None:
+    ask_before_changing("untune")
+    on_the_estate("untune", "put back", "playbooks/untune.yml")
+
+
 def variants() -> None:
     on_the_estate("variants", "look", "playbooks/variants.yml", "--check")
 

@@ -27,7 +27,22 @@ SYSTEM = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin",
 
 EVERY = frozenset({"every verb"})
 ESTATE = frozenset(
-    {"plan", "deploy", "rollback", "releases", "keys", "variants", "smoke", "status", "demo", "test", "bench-deploy"}
+    {
+        *(
+            "plan",
+            "deploy",
+            "rollback",
+            "releases",
+            "keys",
+            "variants",
+            "smoke",
+            "status",
+            "validate",
+            "drift",
+            "untune",
+        ),
+        *("demo", "test", "bench-deploy"),
+    }
 )
 LAB = frozenset({"demo", "test", "bench-deploy", "destroy"})
 CHECK = frozenset({"check", "test"})

@@ -78,9 +78,27 @@ def citadel_gateway_digest(source: Mapping[str, str], *parts: Any) -> str:
     return gateway_config.digest(source, *parts)
 
 
-def citadel_tuning(given: Mapping[str, Any], managed: str) -> list[dict[str, Any]]:
+def citadel_listeners(published: Mapping[str, Any]) -> dict[str, int]:
+    """What listens on an LLM server, by name."""
+    instances = [instance for model in published["models"].values() for instance in model["instances"]]
+    return {**published["ports"], **{one["name"]: one["port"] for one in instances}}
+
+
+def citadel_neighbours(
+    ports: Mapping[str, Mapping[str, int]], groups: Mapping[str, list[str]], hostvars: Mapping[str, Any]
+) -> dict[str, str]:
+    """Who of the estate shall answer, and at which address."""
+    return {
+        f"{service} of {host}": f"{hostvars[host]['ansible_host']}:{port}"
+        for group, services in ports.items()
+        for host in groups.get(group, [])
+        for service, port in services.items()
+    }
+
+
+def citadel_tuning(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The items that the role `tuning` declares."""
-    return tuning.items(given, managed)
+    return tuning.items(given)
 
 
 def told(filtered: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,6 +127,8 @@ FILTERS = (
     citadel_drain,
     citadel_instance_digest,
     citadel_gateway_digest,
+    citadel_listeners,
+    citadel_neighbours,
     citadel_tuning,
 )
 

@@ -51,6 +51,11 @@ def test_both_inventories_pass_as_they_are(lab: Path, inventory: str) -> None:
         ("citadel_health_port", 8000, "citadel_ports.health = 8000: the gateway has that port already; change one"),
         ("citadel_tls", {"key": "/k"}, "citadel_tls is {'key': '/k'}: give the paths of two files on llm-01"),
         ("citadel_share_cores", True, "citadel_share_cores is called citadel_models_settings.share_cores now"),
+        ("tuning_sysctl", {"vm.swappiness": -1}, "tuning_sysctl['vm.swappiness'] = -1: give 0 to 200"),
+        ("tuning_governor", "fast", "value of tuning_governor must be one of: performance, powersave, ondemand"),
+        ("tuning_scheduler", "cfq", "value of tuning_scheduler must be one of: mq-deadline, none, kyber, bfq"),
+        ("citadel_hugepages", "some", "models_settings.hugepages = 'some': give a whole number"),
+        ("citadel_hugepages", -3, "models_settings.hugepages = -3: give 0 or more, or -1 for what the host has"),
         ("release_keep", "all", "argument 'release_keep' is of type str"),
     ],
 )

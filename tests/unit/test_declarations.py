@@ -14,8 +14,14 @@ from typing import Any
 import pytest
 
 from citadel import declarations
-from citadel.declarations import DeclarationError, bring_about, drift, item_of, table
+from citadel import drift as verb
+from citadel.declarations import DeclarationError, bring_about, declared_units, drift, item_of
+from citadel.drift import table
 from citadel.kinds import KINDS, CannotError, Host, Item, NotHereError, chosen
+from citadel.release.installed import look
+from citadel.release.layout import Layout
+from citadel.release.transaction import Terms, activate
+from tests.unit.release.world import World, release_files
 
 ME = {"owner": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name}
 GOVERNOR = "/sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
@@ -58,8 +64,6 @@ def root(tmp_path: Path) -> Path:
         put(tmp_path, GOVERNOR.replace("*", str(cpu)).replace("_gov", "_available_gov") + "s", "performance powersave")
     put(tmp_path, "/sys/block/vda/queue/scheduler", "none [mq-deadline] kyber\n")
     put(tmp_path, "/sys/block/nvme0n1/queue/scheduler", "none\n")
-    put(tmp_path, "/sys/block/nvme0n1/device", "")
-    put(tmp_path, "/sys/block/vda/device", "")
     put(tmp_path, "/sys/block/loop0/queue/scheduler", "[none] mq-deadline\n")
     put(tmp_path, "/proc/irq/24/smp_affinity_list", "0-3\n")
     put(tmp_path, "/proc/irq/25/smp_affinity_list", "2\n").chmod(0o444)
@@ -117,7 +121,7 @@ def test_what_is_altered_by_hand_is_found_with_its_owner_and_set_right(root: Pat
     assert file.state == "drifted" and file.cause.startswith("it was changed at 20")
     lines = table([file, value])
     assert lines[0].split() == ["item", "desired", "found", "owner"]
-    assert lines[-1] == "2 of 2 items drifted, by 1 owner"
+    assert lines[-1] == "2 of 2 items drifted (tuning)"
     assert bring_about("tuning", wanted, act=True, host=Host(root)).changed
     (root / "etc/sysctl.d/99-other.conf").unlink()
     bring_about("tuning", [], act=True, host=Host(root))
@@ -388,7 +392,7 @@ def test_what_this_host_has_not_is_said_and_gone_on(root: Path, given: dict[str,
     assert (root / "etc/sysctl.d/60-x.conf").exists()
     assert not bring_about("one", items(given, FILE), act=True, host=machine).changed
     assert [one.state for one in drift(machine)] == ["left", "as declared"]
-    assert table(drift(machine)) == ["all 2 items are as declared, by 1 owner; 1 are not this host's to set"]
+    assert table(drift(machine)) == ["1 items are as declared (one); 1 are not this host's to set"]
     bring_about("one", [], act=True, host=machine)
     assert (root / "proc/sys/vm/swappiness").read_text() == "60\n"
 
@@ -406,14 +410,41 @@ def test_what_is_read_only_belongs_to_somebody_else(root: Path, monkeypatch: pyt
 
 
 def test_the_verb_of_the_host(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(declarations, "Host", lambda: Host(root))
+    monkeypatch.setattr(verb, "Host", lambda: Host(root))
     parser = argparse.ArgumentParser()
-    declarations.add_arguments(parser)
-    assert declarations.run(parser.parse_args([])) == 0
+    verb.add_arguments(parser)
+    assert verb.run(parser.parse_args([])) == 0
     assert capsys.readouterr().out == "Nothing is declared on this host yet: a deployment does that.\n"
     bring_about("one", items(SWAPPINESS), act=True, host=Host(root))
-    assert declarations.run(parser.parse_args([])) == 0
+    assert verb.run(parser.parse_args([])) == 0
     put(root, "/proc/sys/vm/swappiness", "2")
-    assert declarations.run(parser.parse_args(["--json"])) == 1
+    assert verb.run(parser.parse_args(["--json"])) == 1
     [found] = json.loads(capsys.readouterr().out.partition("\n")[2])
     assert (found["owner"], found["item"], found["state"]) == ("one", "sysctl vm.swappiness", "drifted")
+
+
+def test_a_unit_that_a_role_brought_is_known(root: Path) -> None:
+    unit = {**FILE, "name": "/etc/systemd/system/citadel-tuning.service"}
+    bring_about("tuning", items(unit), act=True, host=Host(root))
+    put(root, "/etc/systemd/system/citadel-stranger.service", "")
+    assert declared_units(root) == {"citadel-tuning.service"}
+    told = look(Layout(root), None)
+    assert told.kept == ("citadel-stranger.service is not of a release: it stays",)
+
+
+def test_a_release_that_was_altered_is_drift(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    assert not verb.findings(Host(tmp_path))
+    manifest = world.stage(release_files(alpha="a1"))
+    assert activate(world.host(), manifest.id, Terms("tester")).good
+    [found] = verb.findings(Host(tmp_path))
+    assert (found.owner, found.state) == ("release", "as declared")
+    (world.layout.release(manifest.id) / "config/models/alpha.yml").write_text("by hand")
+    (world.layout.units / "citadel-llm.target").unlink()
+    told = {(one.item.split()[0], one.found) for one in verb.findings(Host(tmp_path))}
+    assert ("release", "config/models/alpha.yml was changed") in told
+    assert ("units", "citadel-llm.target is gone: it is put back") in told
+    world.layout.current.unlink()
+    world.layout.current.symlink_to("releases/nowhere")
+    [found] = verb.findings(Host(tmp_path))
+    assert found.state == "drifted"

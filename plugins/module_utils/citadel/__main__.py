@@ -12,7 +12,7 @@ VERBS: dict[str, str] = {
     "audit": "inspection",
     "capacity": "capacity",
     "diagnose": "inspection",
-    "drift": "declarations",
+    "drift": "drift",
     "face": "gateway_service",
     "fetch": "fetch",
     "logs": "logs",

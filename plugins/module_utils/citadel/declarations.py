@@ -1,4 +1,4 @@
-"""Compares what roles have set on this host with what it really has, and names what differs, whose it is and why.
+"""What roles set on this host: told in check mode, set, read back from the real thing, declared, and put back.
 
 A role hands its items to `bring_about`: it sets those that differ, reads them back from the real thing, and declares
 them, so that anybody can compare later (`drift`). What was there before is kept once, and put back when the role no
@@ -7,7 +7,6 @@ longer has the item, or undoes all of them.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -314,33 +313,12 @@ def drift_of(host: Host, owner: str) -> Iterator[Finding]:
             yield Finding(*told, "drifted", seen.left or KINDS[seen.item.kind].cause(host, seen.item, seen.found))
 
 
-def table(findings: Sequence[Finding]) -> list[str]:
-    """For people: what differs, and how much does not."""
-    drifted = [one for one in findings if one.state == "drifted"]
-    left = sum(one.state == "left" for one in findings)
-    lines = []
-    if drifted:
-        rows = [("item", "desired", "found", "owner"), *((o.item, o.desired, o.found, o.owner) for o in drifted)]
-        widths = [max(len(row[n]) for row in rows) for n in range(4)]
-        shown = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        lines.append(shown[0])
-        for line, one in zip(shown[1:], drifted, strict=True):
-            lines += [line, *([f"    {one.cause}"] if one.cause else [])]
-    owners = len({one.owner for one in findings})
-    if not findings:
-        return ["Nothing is declared on this host yet: a deployment does that."]
-    verdict = (
-        f"{len(drifted)} of {len(findings)} items drifted" if drifted else f"all {len(findings)} items are as declared"
-    )
-    beside = f"; {left} are not this host's to set" if left else ""
-    return [*lines, f"{verdict}, by {owners} {'owner' if owners == 1 else 'owners'}{beside}"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="every item, also those that are as declared")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    findings = drift()
-    print(json.dumps([vars(one) for one in findings], indent=2) if arguments.json else "\n".join(table(findings)))
-    return 1 if any(one.state == "drifted" for one in findings) else 0
+def declared_units(root: Path) -> set[str]:
+    """Units that a role brought, by name: no release has them, and they are nobody's that is unknown."""
+    folder = "/etc/systemd/system/"
+    return {
+        str(said["name"]).removeprefix(folder)
+        for path in declarations(Host(root))
+        for said in Store(root, path.stem).declared()
+        if said["kind"] == "file" and str(said["name"]).startswith(folder) and said["desired"] != "absent"
+    }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fnmatch
 import grp
 import hashlib
 import os
@@ -238,13 +239,18 @@ class Sysfs(Values):
         return found
 
 
+NO_DISKS = ("loop*", "ram*", "zram*", "sr*", "fd*", "nbd*")
+
+
 class Disk(Values):
-    """A setting of the queue of every disk, or of those in `disks`; what only stands for a disk has no device."""
+    """A setting of the queue of every disk, or of those in `disks`; what only stands for a disk is none."""
 
     options = frozenset({"disks"})
 
     def paths(self, host: Host, item: Item) -> list[Path]:
-        names = item.option("disks") or [path.parent.name for path in host.inside("/sys/block").glob("*/device")]
+        every = [path.name for path in host.inside("/sys/block").glob("*")]
+        disks = [name for name in every if not any(fnmatch.fnmatch(name, pattern) for pattern in NO_DISKS)]
+        names = item.option("disks") or disks
         found = [host.inside(f"/sys/block/{name}/queue/{item.name}") for name in sorted(names)]
         missing = next((path.parents[1].name for path in found if not path.exists()), "")
         if missing:

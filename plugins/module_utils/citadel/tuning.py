@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .catalogue import format_cpus, parse_cpus
+from .kinds import NO_DISKS
 
 SYSCTL_FILE = "/etc/sysctl.d/90-citadel-llm.conf"
 # after 60-block-scheduler.rules, where the distribution chooses
@@ -19,6 +20,7 @@ INTERRUPTS = "/proc/irq/*/smp_affinity_list"
 RANGES = {"vm.swappiness": (0, 200), "vm.overcommit_memory": (0, 2), "vm.max_map_count": (65530, 2**31 - 1)}
 NAME = re.compile(r"[a-z][a-z0-9_-]*(\.[A-Za-z0-9_:*-]+)+")
 NUMBERS = re.compile(r"-?\d+( -?\d+)*")
+MANAGED = "Ansible managed, by the role tuning of citadel-llm"
 FEWER_PAGES = "citadel_hugepages in the inventory says how many"
 
 
@@ -29,19 +31,19 @@ class TuningError(ValueError):
         super().__init__(f"{variable} = {value!r}: {problem}")
 
 
-def items(given: Mapping[str, Any], managed: str) -> list[dict[str, Any]]:
+def items(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     """`given` is what the role's variables say, by their names without `tuning_`; nothing of it is impossible then."""
     values = settings(given)
     found = [
-        *kernel(values, managed),
-        *disks(given, managed),
+        *kernel(values),
+        *disks(given),
         *([interrupts] if (interrupts := irq(given)) else []),
         *live(given),
     ]
     if boot := commands(given):
         found += [
             {
-                **file(f"/etc/systemd/system/{UNIT}", unit(boot, managed)),
+                **file(f"/etc/systemd/system/{UNIT}", unit(boot)),
                 "then": [["systemctl", "daemon-reload"]],
             },
             {"kind": "unit", "name": UNIT, "desired": "enabled active"},
@@ -84,17 +86,17 @@ def file(path: str, content: str) -> dict[str, Any]:
     return {"kind": "file", "name": path, "desired": "content", "content": content}
 
 
-def kernel(values: Mapping[str, str], managed: str) -> Iterator[dict[str, Any]]:
+def kernel(values: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     if not values:
         return
     lines = "".join(f"{name} = {value}\n" for name, value in values.items())
-    yield file(SYSCTL_FILE, f"# {managed}\n{lines}")
+    yield file(SYSCTL_FILE, f"# {MANAGED}\n{lines}")
     for name, value in values.items():
         advice = {"advice": f"{FEWER_PAGES}."} if name == "vm.nr_hugepages" else {}
         yield {"kind": "sysctl", "name": name, "desired": value, **advice}
 
 
-def disks(given: Mapping[str, Any], managed: str) -> Iterator[dict[str, Any]]:
+def disks(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Of every disk, or of those that are named; udev sets them again whenever a disk comes."""
     sectors = number_of("tuning_read_ahead", given["read_ahead"])
     if sectors % 8:
@@ -104,12 +106,11 @@ def disks(given: Mapping[str, Any], managed: str) -> Iterator[dict[str, Any]]:
     wanted = {name: value for name, value in wanted.items() if value}
     if not wanted:
         return
-    match = ['ACTION=="add|change"', 'SUBSYSTEM=="block"', 'ENV{DEVTYPE}=="disk"', 'TEST=="device"']
-    if given["disks"]:
-        match.append(f'KERNEL=="{"|".join(given["disks"])}"')
-    # a rule for each, since a disk that has no schedulers has a read-ahead all the same
+    match = ['ACTION=="add|change"', 'SUBSYSTEM=="block"', 'ENV{DEVTYPE}=="disk"']
+    match.append(f'KERNEL=="{"|".join(given["disks"])}"' if given["disks"] else f'KERNEL!="{"|".join(NO_DISKS)}"')
+    # a rule for each: what is made of several disks, or behind several paths, has no scheduler and a read-ahead
     rules = [", ".join([*match, f'ATTR{{queue/{name}}}="{value}"']) for name, value in wanted.items()]
-    yield file(UDEV_FILE, f"# {managed}\n" + "".join(f"{rule}\n" for rule in rules))
+    yield file(UDEV_FILE, f"# {MANAGED}\n" + "".join(f"{rule}\n" for rule in rules))
     for name, value in wanted.items():
         yield {"kind": "disk", "name": name, "desired": value, "disks": given["disks"]}
 
@@ -155,14 +156,14 @@ def commands(given: Mapping[str, Any]) -> list[str]:
     for place in given["noatime"]:
         if not re.fullmatch(r"/[\w./-]*", place):
             raise TuningError("tuning_noatime", place, "give the absolute path of a folder")
-        found.append(f"! mountpoint --quiet {place} || mount -o remount,noatime {place}")
+        found.append(f'! grep -q " {place} " /proc/self/mounts || mount -o remount,noatime {place}')
     return found
 
 
-def unit(boot: list[str], managed: str) -> str:
+def unit(boot: list[str]) -> str:
     # systemd expands a dollar sign of its own
     starts = "\n".join("ExecStart=-/bin/sh -c '{}'".format(one.replace("$", "$$")) for one in boot)
-    return f"""# {managed}
+    return f"""# {MANAGED}
 [Unit]
 Description=Settings of the kernel that neither sysctl.d nor udev bring back
 After=local-fs.target remote-fs.target systemd-modules-load.service

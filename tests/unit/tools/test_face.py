@@ -52,7 +52,7 @@ def test_an_unknown_environment(verb: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["deploy", "rollback"])
+@pytest.mark.parametrize("verb", ["deploy", "rollback", "untune"])
 def test_the_real_estate_is_not_changed_unasked(verb: str) -> None:
     done = make(verb, "ENV=citadel")
     assert done.returncode != 0
@@ -66,7 +66,9 @@ def test_only_the_labs_hosts_are_built_and_removed(verb: str) -> None:
     assert "only the lab's are ours" in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["deploy", "plan", "rollback", "releases", "keys", "variants", "smoke", "status"])
+@pytest.mark.parametrize(
+    "verb", ["deploy", "plan", "rollback", "keys", "variants", "smoke", "status", "validate", "drift", "untune"]
+)
 def test_a_lab_that_is_not_there(verb: str) -> None:
     done = make(verb, "LAB_PREFIX=nolab")
     assert done.returncode != 0

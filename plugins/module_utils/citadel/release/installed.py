@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..declarations import declared_units
 from . import files
 from .face import faces, put_on, take_off
 from .failure import RefusedError
@@ -143,7 +144,10 @@ def look(layout: Layout, live: Manifest | None) -> Findings:
     for path in sorted(parts.links):
         if not path.is_symlink():
             healed.append(f"{name_of(layout, path)} is gone, as `systemctl disable` does it: it is put back")
-    foreign = [path for path in present(layout) if path not in parts.paths and not ours.has(path)]
+    known = declared_units(layout.root)
+    foreign = [
+        path for path in present(layout) if path not in parts.paths and path.name not in known and not ours.has(path)
+    ]
     return Findings(tuple(healed), tuple(f"{name_of(layout, path)} is not of a release: it stays" for path in foreign))
 
 
