@@ -307,7 +307,7 @@ class Systemd(Machine):
                 self.enabled = f"{command[1]}d"
             case "start" | "stop":
                 self.active = "active" if command[1] == "start" else "inactive"
-            case "daemon-reload":
+            case "daemon-reload" if self.load == "not-found":
                 self.load, self.enabled = "loaded", "disabled"
         return (
             f"LoadState={self.load}\nUnitFileState={self.enabled}\nActiveState={self.active}\nNeedDaemonReload=no\n"
@@ -448,3 +448,39 @@ def test_a_release_that_was_altered_is_drift(tmp_path: Path) -> None:
     world.layout.current.symlink_to("releases/nowhere")
     [found] = verb.findings(Host(tmp_path))
     assert found.state == "drifted"
+
+
+def test_what_was_set_last_is_put_back_first(root: Path) -> None:
+    """A unit is stopped and disabled while its file is still there."""
+    systemd = Systemd(root, "disabled", "inactive")
+    file = {**FILE, "name": "/etc/systemd/system/x.service", "then": [["systemctl", "daemon-reload"]]}
+    unit = {"kind": "unit", "name": "x.service", "desired": "enabled active"}
+    bring_about("one", items(file, unit), act=True, host=systemd)
+    there: list[bool] = []
+    run = systemd._run
+
+    def watched(command: Any) -> str:
+        there.append((root / "etc/systemd/system/x.service").exists()) if command[1] in {"stop", "disable"} else None
+        return run(command)
+
+    systemd._run = watched  # type: ignore[method-assign]
+    bring_about("one", [], act=True, host=systemd)
+    assert there == [True, True] and not (root / "etc/systemd/system/x.service").exists()
+
+
+def test_the_kernels_default_of_a_mount_comes_back_by_its_name(root: Path) -> None:
+    """The kernel shows strictatime by showing nothing."""
+    put(root, "/proc/self/mountinfo", "36 35 8:1 / /opt/models rw - ext4 /dev/vdb rw\n")
+    mounts = Mounts(root)
+    bring_about("one", items({"kind": "mount", "name": "/opt/models", "desired": "noatime"}), act=True, host=mounts)
+    bring_about("one", [], act=True, host=mounts)
+    assert mounts.done[-1] == "mount -o remount,rw,strictatime /opt/models"
+
+
+def test_what_a_command_told_is_asked_again_after_an_act(root: Path) -> None:
+    machine = Machine(root, sshd="port 22", systemctl="")
+    machine.ask("sshd", "-T")
+    machine.ask("sshd", "-T")
+    machine.act("systemctl", "reload", "ssh")
+    machine.ask("sshd", "-T")
+    assert machine.done == ["sshd -T", "systemctl reload ssh", "sshd -T"]
