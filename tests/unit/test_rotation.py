@@ -68,8 +68,10 @@ def rendered(folder: Path, **said: object) -> str:
         "logs_kept": 30,
         "logs_reload": "citadel-gateway.service",
     }
-    return jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(TEMPLATE.read_text()).render(
-        {**settings, **said}
+    return (
+        jinja2.Environment(undefined=jinja2.StrictUndefined)
+        .from_string(TEMPLATE.read_text())
+        .render({**settings, **said})
     )
 
 
