@@ -409,6 +409,13 @@ def test_what_is_read_only_belongs_to_somebody_else(root: Path, monkeypatch: pyt
     assert not bring_about("one", items(SWAPPINESS), act=True, host=Host(root)).changed
 
 
+def test_what_is_not_this_hosts_to_set_is_not_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    given = {"kind": "disk", "name": "scheduler", "desired": "bfq"}
+    [note] = bring_about("one", items(given), act=True, host=Host(root)).notes
+    assert "read-only here" in note and "disk scheduler (mq-deadline, not bfq)" in note
+
+
 def test_the_verb_of_the_host(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(verb, "Host", lambda: Host(root))
     parser = argparse.ArgumentParser()

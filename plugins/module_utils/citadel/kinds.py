@@ -152,7 +152,8 @@ class Values(Kind):
     def problem(self, host: Host, item: Item) -> str:
         with contextlib.suppress(NotHereError):
             for path in self.paths(host, item):
-                known = choices(path)
+                # what is not this host's to set is left, whatever it takes
+                known = choices(path) if os.access(path, os.W_OK) else []
                 if known and self.desired(item) not in known:
                     return f"{path} takes {', '.join(known)}: choose one of them"
         return ""
