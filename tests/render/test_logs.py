@@ -42,7 +42,7 @@ def declared(folder: Path, **more: Any) -> dict[str, dict[str, Any]]:
         (folder / kind).symlink_to(ROOT / "roles/logs" / kind)
     (folder / "play.yml").write_text(PLAYBOOK)
     (folder / "variables.json").write_text(json.dumps(variables))
-    command = [
+    command: list[str | Path] = [
         "ansible-playbook",
         "-i",
         "localhost,",

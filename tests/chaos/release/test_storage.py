@@ -47,7 +47,7 @@ class Play:
         """The results of tasks by name."""
         (self.folder / "variables.json").write_text(json.dumps({"storage_cache_root": "/opt/cache", **variables}))
         program = Path(sys.executable).with_name("ansible-playbook")
-        command = [program, "-i", self.folder / "hosts", self.folder / "play.yml"]
+        command: list[str | Path] = [program, "-i", self.folder / "hosts", self.folder / "play.yml"]
         done = subprocess.run(
             [*command, "-e", f"@{self.folder}/variables.json", *options],
             cwd=ROOT,
