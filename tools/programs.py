@@ -120,9 +120,15 @@ NEEDS = (
     Need("libc-bin", CHECK, "getent"),
     Need("dpkg", CHECK, "dpkg-query"),
     Need("perl-base", CHECK, "perl"),
+    # of the role storage: a disk that is a file gets a file system
+    Need("mount", CHECK, "losetup"),
+    Need("util-linux", CHECK, "blkid mkswap"),
+    Need("e2fsprogs", CHECK, "mkfs.ext4"),
+    # of the role logs: the rotation that a host has
+    Need("logrotate", CHECK, "logrotate"),
     # named by units, whose programs systemd-analyze looks for
     Need("procps", CHECK, "kill"),
-    Need("systemd", CHECK, "systemd-analyze"),
+    Need("systemd", CHECK, "systemd-analyze systemd-escape"),
     Need("openssh-client", CHECK, "ssh ssh-keygen"),
     # the gateway's path is compiled
     Need("gcc", frozenset({"test", "bench-gateway", "bench-hostile"}), f"gcc {platform.machine()}-linux-gnu-gcc"),

@@ -13,7 +13,7 @@ from ansible.errors import AnsibleFilterError
 # modules get the package from Ansible itself; on the controller it is found beside the plugins
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
 
-from citadel import catalogue, contract, gateway_config, serving, settings, tuning
+from citadel import catalogue, contract, gateway_config, network, serving, settings, storage, tuning
 
 
 def citadel_contract(
@@ -41,6 +41,23 @@ def citadel_scraped(contracts: Mapping[str, Any], failures: Mapping[str, str]) -
 
 def citadel_models_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     return settings.Settings.of(given).as_dict()
+
+
+def citadel_storage(
+    mounts: list[Mapping[str, Any]], caches: Mapping[str, Any], root: str, space: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The items that the role `storage` declares."""
+    return storage.items(mounts, caches, root, space)
+
+
+def citadel_tmpfs(caches: Mapping[str, Any], root: str) -> dict[str, Any]:
+    """What others know of caches in memory: their sum, and where units find each."""
+    return {"gib": storage.gib(caches), "places": storage.places(caches, root)}
+
+
+def citadel_netplan(wanted: Mapping[str, Any], reached_at: str) -> str:
+    """The file that gives a server its static address; empty where none is asked for."""
+    return network.netplan(wanted, reached_at)
 
 
 def citadel_gateway_configuration(
@@ -103,6 +120,9 @@ FILTERS = (
     citadel_targets,
     citadel_scraped,
     citadel_models_settings,
+    citadel_storage,
+    citadel_tmpfs,
+    citadel_netplan,
     citadel_gateway_configuration,
     citadel_drain,
     citadel_instance_digest,

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.citadel.fitness import Found, Wanted, missing, objections
+from ansible.module_utils.citadel.fitness import Found, Wanted, clock_here, missing, objections
 
 DOCUMENTATION = r"""
 module: citadel_host
@@ -19,6 +21,7 @@ options:
   cores: {description: The least that it has to have, type: int, required: true}
   memory_gib: {description: The least that it has to have, type: int, required: true}
   python: {description: 'An interpreter that it shall have itself, if any', type: str, default: ""}
+  hostname: {description: How it shall be called, type: str, default: ""}
   packages: {description: Packages that it shall have, type: list, elements: str, default: []}
 author: [citadel-llm]
 """
@@ -31,6 +34,14 @@ ansible_facts:
   contains:
     distribution: {description: Debian or Ubuntu, type: str}
     distribution_version: {description: 'Its number, such as 24.04', type: str}
+clock:
+  description: What keeps its clock in time.
+  returned: success
+  type: dict
+  contains:
+    package: {description: 'What has to be installed for it, if anything', type: str}
+    unit: {description: 'What has to run for it, if anything', type: str}
+    said: {description: Why nothing has to, type: str}
 missing: {description: Those of the packages that are not installed, returned: success, type: list, elements: str}
 """
 
@@ -53,12 +64,13 @@ def main() -> None:
             "cores": {"type": "int", "required": True},
             "memory_gib": {"type": "int", "required": True},
             "python": {"type": "str", "default": ""},
+            "hostname": {"type": "str", "default": ""},
             "packages": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
     given = module.params
-    wanted = Wanted(tuple(given["accounts"]), given["cores"], given["memory_gib"], given["python"])
+    wanted = Wanted(tuple(given["accounts"]), given["cores"], given["memory_gib"], given["python"], given["hostname"])
     found = Found.here(wanted)
     said = objections(found, wanted, given["reached_as"])
     if said:
@@ -67,6 +79,7 @@ def main() -> None:
         changed=False,
         ansible_facts={"distribution": found.distribution, "distribution_version": found.version},
         missing=missing(given["packages"]),
+        clock=asdict(clock_here()),
     )
 
 

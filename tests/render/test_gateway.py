@@ -193,3 +193,10 @@ def test_systemd_accepts_the_units(files: dict[str, str], tmp_path: Path) -> Non
     units = [str(path) for path in sorted(tmp_path.glob("citadel-*"))]
     done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_caches_in_memory_are_in_the_gateways_own_tmp(tmp_path: Path) -> None:
+    rendered = render(tmp_path, settings={"gateway_caches": {"/opt/cache/api_cache": "/tmp/api_cache"}})
+    unit = rendered["units/citadel-gateway@.service"].split("[Service]")
+    assert "RequiresMountsFor=/opt/cache/api_cache\n" in unit[0]
+    assert "BindPaths=/opt/cache/api_cache:/tmp/api_cache\n" in unit[1]

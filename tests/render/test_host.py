@@ -80,3 +80,17 @@ def test_a_declaration_by_ansible(tmp_path: Path) -> None:
     assert told["changed"] and told["told"] == ["command answer: yes → no"]
     refused = module("citadel_declare", "--check", owner="the-tests", items=[{**item, "kind": "sysctrl"}])
     assert "there is no kind 'sysctrl'; there are sysctl, " in refused["msg"]
+
+
+def test_a_server_is_known_by_the_first_part_of_its_name_too(tmp_path: Path) -> None:
+    """As it is itself, when its name in the inventory has dots."""
+    names = {"hx-llm.example.org": "10.0.0.1", "plain": "10.0.0.2", "10.0.0.3": "10.0.0.3"}
+    task = {
+        "ansible.builtin.copy": {"content": "{{ host__aliases | to_json }}", "dest": f"{tmp_path}/out", "mode": "0644"}
+    }
+    play = [{"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": [task]}]
+    play[0] |= {"vars": {"host_names": names}, "vars_files": [str(ROOT / "roles/host/vars/main.yml")]}
+    (tmp_path / "play.yml").write_text(yaml.safe_dump(play))
+    subprocess.run(["ansible-playbook", "-i", "localhost,", tmp_path / "play.yml"], cwd=ROOT, check=True)
+    told = json.loads((tmp_path / "out").read_text())
+    assert told == {"hx-llm.example.org": "hx-llm.example.org hx-llm", "plain": "plain", "10.0.0.3": "10.0.0.3"}

@@ -50,6 +50,22 @@ def test_both_inventories_pass_as_they_are(lab: Path, inventory: str) -> None:
         ("citadel_models_settings", {"reserve": 3}, "there is no such setting; known are share_cores, reserve_gib"),
         ("citadel_health_port", 8000, "citadel_ports.health = 8000: the gateway has that port already; change one"),
         ("citadel_tls", {"key": "/k"}, "citadel_tls is {'key': '/k'}: give the paths of two files on llm-01"),
+        ("citadel_tmpfs", {"model_cache": -1}, "storage_tmpfs.model_cache = -1: give a size in GiB, more than 0"),
+        (
+            "citadel_disks",
+            [{"path": "/opt/models", "device": "sdb"}],
+            "/opt/models has device = 'sdb': give a disk or a",
+        ),
+        (
+            "citadel_network",
+            {"interface": "eth0", "address": "10.0.0.2/24", "gateway": "10.9.0.1", "nameservers": ["10.0.0.1"]},
+            "host_network.gateway = 10.9.0.1: it is none of the others in 10.0.0.0/24",
+        ),
+        (
+            "citadel_log_collector",
+            {"host": "one", "prot": 5140},
+            "prot. Supported parameters include: host, port, spool",
+        ),
         ("citadel_share_cores", True, "citadel_share_cores is called citadel_models_settings.share_cores now"),
         ("tuning_sysctl", {"vm.swappiness": -1}, "tuning_sysctl['vm.swappiness'] = -1: give 0 to 200"),
         ("tuning_governor", "fast", "value of tuning_governor must be one of: performance, powersave, ondemand"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from citadel.fitness import Found, Wanted, missing, objections, person
+from citadel.fitness import Found, Wanted, clock_here, missing, objections, person
 from citadel.topology import GIB
 
 WANTED = Wanted(("agent0",), 16, 128, "/usr/bin/python3.12")
@@ -93,6 +94,35 @@ def test_an_account_of_services_is_nobody_to_log_in_as() -> None:
 )
 def test_a_person_is_told_from_an_account_of_ours(passwd: str, shadow: str, said: list[str]) -> None:
     assert person(passwd, shadow) == said
+
+
+@pytest.mark.parametrize(
+    ("installed", "container", "package", "unit", "said"),
+    [
+        ([], False, "systemd-timesyncd", "systemd-timesyncd.service", ""),
+        (["systemd-timesyncd"], False, "", "systemd-timesyncd.service", ""),
+        (["chrony"], False, "", "", "has chrony, which keeps its clock"),
+        (["systemd-timesyncd"], True, "", "", "is a container, whose clock is its machine's"),
+    ],
+)
+def test_one_service_keeps_the_clock(
+    installed: list[str], container: bool, package: str, unit: str, said: str, tmp_path: Path
+) -> None:
+    if container:
+        (tmp_path / "run/systemd").mkdir(parents=True)
+        (tmp_path / "run/systemd/container").touch()
+    found = clock_here(tmp_path, lambda command: "".join(f"{name} installed\n" for name in installed))
+    assert (found.package, found.unit) == (package, unit)
+    assert found.said.startswith(said) and bool(found.said) is bool(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [("hx-llm-server-01", True), ("a" * 63, True), ("a" * 64, False), ("-a", False), ("a.b", False), ("192", False)],
+)
+def test_a_host_gets_a_name_that_a_host_can_have(name: str, good: bool) -> None:
+    said = objections(host(), replace(WANTED, name=name))
+    assert not said if good else said[0].startswith(f"cannot be called {name!r} (citadel_host_name): give letters")
 
 
 def test_only_what_is_not_there_is_installed() -> None:

@@ -91,6 +91,7 @@ class Gateway:
 
     def reload(self, actor: str = "signal") -> str | None:
         """Take over the file as it is now, whole or not at all; returns what is wrong with it."""
+        self.access.reopen()  # the audit log gets a line in any case
         try:
             fresh = configuration.load(self.path)
             keys = KeyStore(Path(fresh.auth.keys_file))

@@ -1,7 +1,8 @@
 """JSON lines: one per request in the access log, one per event in the audit log.
 
 Lines are gathered for a moment and written together. The file is opened anew when it has been moved away, so
-that rotation needs no signal and loses nothing; a disk that is full costs lines, which are counted, never requests.
+that rotation needs no signal and loses nothing; a reload makes it at once. A disk that is full costs lines, which are
+counted, never requests.
 """
 
 from __future__ import annotations
@@ -62,6 +63,14 @@ class JsonLog:
             return
         self._most = _MOST
         self._complained = False
+
+    def reopen(self) -> None:
+        """Whoever has moved the file away finds the next one in its place, also where nobody asks for anything."""
+        self.flush()
+        try:
+            self._reopen_if_moved()
+        except OSError as error:
+            self._keep(error)
 
     def close(self) -> None:
         self.flush()

@@ -191,6 +191,7 @@ def bring_about(owner: str, items: Sequence[Item], act: bool, host: Host | None 
         result.changes.append((owner, f"declares {len(declared)} items", f"declares {len(news)} items"))
     if not act or not result.changed:
         return result
+    refuse_needed(host, owner, [declared_item(said["item"]) for _, said in gone])
     put_back(host, [(declared_item(said["item"]), said["value"]) for _, said in gone])
     # before anything is set: whoever is cut off here can be undone, and drift tells what is missing
     kept = {name: said for name, said in before.items() if name in names}
@@ -213,6 +214,12 @@ def refuse_impossible(host: Host, owner: str, items: Sequence[Item]) -> None:
     said += [
         f"{owner}: {name} is there twice: give it once" for name in sorted({n for n in names if names.count(n) > 1})
     ]
+    if said:
+        raise DeclarationError("\n".join(said))
+
+
+def refuse_needed(host: Host, owner: str, items: Sequence[Item]) -> None:
+    said = [f"{owner}: {item} stays: {why}" for item in items if (why := KINDS[item.kind].needed(host, item))]
     if said:
         raise DeclarationError("\n".join(said))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,11 @@ OLDEST = {"Debian": (12,), "Ubuntu": (24, 4)}
 NAMES = {"debian": "Debian", "ubuntu": "Ubuntu"}
 # firmware and kernel keep a share of what is built in: a machine sold with 128 GiB shows about 125
 SHOWN = 0.97
+
+HOSTNAME = re.compile(r"(?!\d+$)[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?")
+# only one of them is ever installed: each conflicts with the others
+TIMESYNC = "systemd-timesyncd"
+CLOCKS = (TIMESYNC, "chrony", "ntpsec", "ntp", "openntpd")
 
 Run = Callable[[list[str]], str]
 
@@ -31,6 +37,7 @@ class Wanted:
     cores: int
     memory_gib: int
     python: str = ""  # the host's own interpreter, where it shall have one
+    name: str = ""  # how it shall be called
 
 
 @dataclass(frozen=True)
@@ -106,12 +113,39 @@ def objections(found: Found, wanted: Wanted, reached_as: str = "") -> list[str]:
                 f"has a user {name} whom a person can be ({', '.join(signs)}), and accounts of services cannot log in: "
                 "rename that one, or name another in citadel_user or citadel_engine_user."
             )
+    if wanted.name and not HOSTNAME.fullmatch(wanted.name):
+        said.append(
+            f"cannot be called {wanted.name!r} (citadel_host_name): give letters, digits and `-`, at most 63 of them."
+        )
     if not found.python:
         said.append(
             f"has no {wanted.python}, which citadel_python in the inventory asks for: install it, or name a full "
             "version there, which uv then brings."
         )
     return said
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What keeps the clock of a host in time: a package to come, a unit to run, or why there is neither."""
+
+    package: str = ""
+    unit: str = ""
+    said: str = ""
+
+
+def clock(installed: Sequence[str], container: bool) -> Clock:
+    if container:
+        return Clock(said="is a container, whose clock is its machine's: nothing is set for it")
+    others = [name for name in installed if name != TIMESYNC]
+    if others:
+        return Clock(said=f"has {others[0]}, which keeps its clock: that is left to it")
+    return Clock("" if installed else TIMESYNC, f"{TIMESYNC}.service")
+
+
+def clock_here(root: Path = Path("/"), run: Run = _run) -> Clock:
+    absent = missing(CLOCKS, run)
+    return clock([name for name in CLOCKS if name not in absent], (root / "run/systemd/container").exists())
 
 
 def missing(packages: Sequence[str], run: Run = _run) -> list[str]:

@@ -24,7 +24,7 @@ class Folder:
 
     @classmethod
     def of(cls, given: Mapping[str, Any], groups: Mapping[str, str]) -> Folder:
-        """An owner has a group of the same name, unless `groups` names another."""
+        """An owner has a group of the same name, unless `groups` or the folder itself names another."""
         path, mode, owner = (str(given.get(key, "")) for key in ("path", "mode", "owner"))
         if not owner:
             raise FolderError(f"{path} has no owner: name one")
@@ -32,7 +32,7 @@ class Folder:
             raise FolderError(f"{path!r} is no place for a folder: give an absolute path")
         if not mode.isdecimal() or set(mode) - set("01234567"):
             raise FolderError(f'{path}: mode = {given.get("mode")!r}: give it as text in octal digits, such as "0755"')
-        return cls(Path(path), owner, groups.get(owner, owner), int(mode, 8))
+        return cls(Path(path), owner, str(given.get("group") or groups.get(owner, owner)), int(mode, 8))
 
     def __str__(self) -> str:
         return f"{self.path} {self.owner}:{self.group} {self.mode:04o}"

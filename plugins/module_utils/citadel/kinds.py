@@ -14,6 +14,7 @@ import hashlib
 import os
 import pwd
 import re
+import shutil
 import stat
 import subprocess
 import tempfile
@@ -111,6 +112,10 @@ class Kind:
 
     def restore(self, host: Host, item: Item, kept: Any) -> None:
         self.set(host, Item(item.kind, item.name, kept, item.options))
+
+    def needed(self, host: Host, item: Item) -> str:
+        """Why it cannot be put back now, found before anything is."""
+        return ""
 
     def cause(self, host: Host, item: Item, found: Any) -> str:
         """Why it may be otherwise than desired, as far as the host knows."""
@@ -482,6 +487,154 @@ class Mount(Kind):
         return "it was mounted anew; /etc/fstab or its mount unit may say otherwise"
 
 
+class FileSystem(Kind):
+    """A disk or partition with a file system of ours. One that has data is never written to, and none is undone."""
+
+    options = frozenset({"large_files"})
+    # may be made there: nothing else is of use to us
+    MADE = "ext4"
+
+    def problem(self, host: Host, item: Item) -> str:
+        device = host.inside(item.name)
+        if item.desired != self.MADE:
+            return f"what is made is {self.MADE}"
+        if not device.exists():
+            return "there is no such device: `lsblk` tells which there are"
+        if not stat.S_ISBLK(device.stat().st_mode):
+            return "it is no block device: give a disk or a partition, such as /dev/disk/by-id/…"
+        found = self.read(host, item)
+        if found not in {self.MADE, "nothing"}:
+            return f"it has data ({found}): whoever is sure that nobody needs it says `wipefs --all {item.name}`"
+        holders = list(host.inside(f"/sys/class/block/{device.resolve().name}/holders").glob("*"))
+        parts = list(host.inside(f"/sys/class/block/{device.resolve().name}").glob("*/partition"))
+        users = [*(path.name for path in holders), *(path.parent.name for path in parts)]
+        return f"{', '.join(users)} use it: name one of them, or free it first" if users else ""
+
+    def read(self, host: Host, item: Item) -> Any:
+        probe = ["blkid", "--probe", "--output", "export", item.name]
+        done = subprocess.run(probe, capture_output=True, text=True, check=False)
+        said = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+        found = [said[key] for key in ("TYPE", "PTTYPE") if key in said]
+        if found:
+            return found[0] if len(found) == 1 else " and ".join(found)
+        # 2: no signature that is known
+        return "nothing" if done.returncode == 2 else f"unknown: {done.stderr.strip()}"
+
+    def set(self, host: Host, item: Item) -> None:
+        if self.read(host, item) != "nothing":
+            raise CannotError("it has data by now")
+        host.act("mkfs.ext4", "-q", *(["-T", "largefile"] if item.option("large_files") else []), item.name)
+
+    def restore(self, host: Host, item: Item, kept: Any) -> None:
+        """What is on a disk stays there."""
+
+
+class Mounted(Kind):
+    """A file system that a mount unit mounts there, and the options that it has then."""
+
+    options = frozenset({"source", "memory"})
+
+    def unit(self, item: Item) -> str:
+        """As systemd-escape(1) says it."""
+        escaped = "".join(c if c.isalnum() or c in ":_./" else f"\\x{ord(c):02x}" for c in item.name.strip("/"))
+        return escaped.replace("/", "-") + ".mount"
+
+    def entries(self, host: Host) -> list[list[str]]:
+        return [line.split() for line in host.inside("/proc/self/mountinfo").read_text().splitlines()]
+
+    def here(self, host: Host, item: Item) -> list[str] | None:
+        """Source, and all options, of what is mounted there on top."""
+        found = [entry for entry in self.entries(host) if entry[4] == item.name]
+        if not found:
+            return None
+        kind, source, more = found[-1][-3:]
+        return [source if kind != "tmpfs" else "tmpfs", *found[-1][5].split(","), *more.split(",")]
+
+    def problem(self, host: Host, item: Item) -> str:
+        source, path = str(item.option("source", "")), host.inside(item.name)
+        memory = read_meminfo(host.inside("/proc/meminfo").read_text(encoding="ascii"))["MemTotal"]
+        if (asked := int(item.option("memory", 0))) >= memory:
+            return (
+                f"with the other caches it is {asked / GIB:.1f} GiB, and the host has {memory / GIB:.1f} GiB of "
+                "memory: ask for less"
+            )
+        device = str(host.inside(source).resolve())
+        elsewhere = [
+            entry[4]
+            for entry in self.entries(host)
+            if entry[4] != item.name and entry[-2].startswith("/") and os.path.realpath(entry[-2]) == device
+        ]
+        if elsewhere:
+            return f"{source} is mounted at {elsewhere[0]}: unmount it there, or name another"
+        here = self.here(host, item)
+        if here is not None:
+            same = here[0] == source or os.path.realpath(here[0]) == device
+            return "" if same else f"{here[0]} is mounted there by somebody else: unmount it, or choose another place"
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            return "it is there and is no folder: move it away"
+        if path.is_dir() and (inside := sorted(one.name for one in path.iterdir())):
+            return (
+                f"the folder has something in it ({', '.join(inside[:3])}), which nobody could see then: move it away, "
+                "and into the file system when that is mounted"
+            )
+        return ""
+
+    def read(self, host: Host, item: Item) -> Any:
+        here = self.here(host, item)
+        if here is None:
+            return "not mounted"
+        wanted = self.desired(item).split(",")
+        return self.desired(item) if all(one in here for one in wanted) else ",".join(here)
+
+    def keep(self, host: Host, item: Item) -> Any:
+        return None  # before us nothing was there, which `problem` has seen to
+
+    def set(self, host: Host, item: Item) -> None:
+        host.act("systemctl", "daemon-reload")
+        # mounted anew with its new options, or for the first time
+        host.act("systemctl", "reload-or-restart", self.unit(item))
+
+    def restore(self, host: Host, item: Item, kept: Any) -> None:
+        if self.here(host, item) is not None:
+            host.act("systemctl", "stop", self.unit(item))
+
+    def needed(self, host: Host, item: Item) -> str:
+        if self.here(host, item) is None:
+            return ""
+        users = host.ask("systemctl", "show", "--property=RequiredBy", "--value", self.unit(item)).split()
+        states = {user: host.ask("systemctl", "show", "--property=ActiveState", "--value", user) for user in users}
+        running = [user for user, state in states.items() if state.strip() not in {"inactive", "failed"}]
+        return f"{', '.join(sorted(running))} would end with it: stop that first" if running else ""
+
+    def cause(self, host: Host, item: Item, found: Any) -> str:
+        return f"`systemctl status {self.unit(item)}` tells why"
+
+
+class Space(Kind):
+    """How many GiB a place shall have, by itself or as a part of what it lies on. Fewer are told, and gone on."""
+
+    def desired(self, item: Item) -> Any:
+        return f"{float(item.desired):g} GiB"
+
+    def read(self, host: Host, item: Item) -> Any:
+        path = host.inside(item.name)
+        while not path.exists():
+            path = path.parent
+        usage = shutil.disk_usage(path)
+        # what a file system needs for itself, and who counts in units of a thousand
+        if usage.total >= float(item.desired) * GIB * 0.9:
+            return self.desired(item)
+        own = os.path.ismount(path) and path == host.inside(item.name)
+        what = "its file system" if own else "the file system that it lies on"
+        raise NotHereError(f"{what} has {usage.total / GIB:.1f} GiB: mount a larger one there, or ask for less")
+
+    def keep(self, host: Host, item: Item) -> Any:
+        return None
+
+    def restore(self, host: Host, item: Item, kept: Any) -> None:
+        """Nothing was done."""
+
+
 class Command(Kind):
     """What a command prints, such as `sshd -T`; with `word`, what stands behind that word. What it reads from is set
     by other items, or by `set`."""
@@ -519,5 +672,8 @@ KINDS: dict[str, Kind] = {
     "file": File(),
     "unit": Unit(),
     "mount": Mount(),
+    "filesystem": FileSystem(),
+    "mounted": Mounted(),
+    "space": Space(),
     "command": Command(),
 }

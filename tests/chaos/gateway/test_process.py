@@ -272,6 +272,15 @@ class TestWants:
         lines = sum(len(path.read_text().splitlines()) for path in lab.folder.glob("access.log*"))
         assert lines == 30
 
+    async def test_a_reload_begins_a_log_that_was_moved_away(self, lab: Lab) -> None:
+        """Also where nobody asks for anything: whoever looks for the file finds it."""
+        await lab.chat()
+        lab.gateway.access.flush()
+        log = lab.folder / "access.log"
+        log.rename(lab.folder / "access.log.1")
+        assert lab.gateway.reload() is None
+        assert log.exists() and not log.read_text()
+
 
 async def _local_want(most: float) -> Any:
     from citadel_gateway.upstream import UpstreamError

@@ -42,7 +42,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def render(tiny: Path, tmp_path: Path, models: dict[str, Any]) -> tuple[dict[str, str], list[dict[str, Any]], str]:
+def render(
+    tiny: Path, tmp_path: Path, models: dict[str, Any], **more: Any
+) -> tuple[dict[str, str], list[dict[str, Any]], str]:
     """The files of the release, the instances, and what the run said; `models` upon a catalogue of phi-3-mini alone."""
     committed = yaml.safe_load((ROOT / "group_vars/all/models.yml").read_text(encoding="utf-8"))
     only = {"phi-3-mini": {**committed["citadel_models"]["phi-3-mini"], **SMALL}}
@@ -59,6 +61,7 @@ def render(tiny: Path, tmp_path: Path, models: dict[str, Any]) -> tuple[dict[str
         "models_group": "citadel-vllm",
         "models_settings": {"share_cores": True, "reserve_gib": 0.5},
         "out": str(tmp_path / "out.json"),
+        **more,
     }
     (tmp_path / "play.yml").write_text(PLAYBOOK)
     (tmp_path / "variables.json").write_text(json.dumps(variables))
@@ -102,6 +105,15 @@ def test_one_model(tiny: Path, tmp_path: Path) -> None:
     for line in (*known, "MAX_NUM_SEQS=32", "CPU_QUOTA=100", f"MODEL_PATH={tmp_path}/models/phi-3-mini/r1"):
         assert f"{line}\n" in told
     assert "MEMORY_LIMIT=" in told
+
+
+def test_caches_in_memory_are_in_the_models_own_tmp(tiny: Path, tmp_path: Path) -> None:
+    """A unit that did not wait for the mount would fill the folder below it instead."""
+    caches = {"/opt/cache/model_cache": "/tmp/model_cache", "/opt/cache/temp_cache": "/tmp/temp_cache"}
+    files, _, said = render(tiny, tmp_path, {}, models_caches=caches)
+    unit = files["units/citadel-llm@.service"].split("[Service]")
+    assert "RequiresMountsFor=/opt/cache/model_cache /opt/cache/temp_cache\n" in unit[0], said
+    assert "BindPaths=/opt/cache/temp_cache:/tmp/temp_cache\n" in unit[1]
 
 
 def test_a_fifth_model_is_one_stanza(tiny: Path, tmp_path: Path) -> None:
