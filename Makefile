@@ -22,17 +22,19 @@ untune: ## put back the settings of the kernel as they were before the first dep
 destroy: ## remove the lab without a trace
 capacity: ## whether the models of ENV=citadel fit a host: HOST=cores=24,ram=128,nodes=2,isa=amx or HOST=here
 variants: ## which variants of each model a server has, which it could make, and what making them lost
+audit: ## what makes a server easier to break into than it has to be, each with a remedy
 gateway: ## the gateway alone on this machine, before simulated models
 check: ## lint, types, unit and render tests: no root, no lab
 test: ## every test there is, on a lab of its own
 mutate: ## small wrongs in the gateway's stations, which the tests have to notice: MUTANTS=60 STATIONS=admission,route
 fuzz: ## strange requests beside an innocent client, on simulated models or ADDRESS= of a deployed gateway: SECONDS=300
 bench-deploy: ## time a cold demo, a warm one, and a deploy that changes nothing
-bench-gateway: ## the gateway beside others, in one run
+bench-audit: ## what makes a server easier to break into than it has to be, each with a remedy
+gateway: ## the gateway beside others, in one run
 bench-hostile: ## hostile clients beside an innocent one, for half an hour, on the gateway and on others
 bench-serving: ## the tuned vLLM beside an untuned one and llama.cpp
 lock: ## pin what requirements/*.in ask for anew, where that has changed: ONLY=gateway UPGRADE=fastapi
 
-demo plan deploy rollback releases keys smoke status validate drift untune destroy check test capacity variants gateway mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving lock:
+demo plan deploy rollback releases keys smoke status validate drift untune destroy check test capacity variants audit gateway mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving lock:
 	@$(PYTHON) -m tools $@
-.PHONY: demo plan deploy rollback releases keys smoke status validate drift untune destroy check test capacity variants gateway mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving lock
+.PHONY: demo plan deploy rollback releases keys smoke status validate drift untune destroy check test capacity variants audit gateway mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving lock

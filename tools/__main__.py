@@ -28,6 +28,7 @@ VERBS: dict[str, Callable[[], None]] = {
     "lock": locks.lock,
     "capacity": deployment.capacity,
     "variants": deployment.variants,
+    "audit": deployment.audit,
     "gateway": deployment.gateway,
     "mutate": mutation.mutate,
     "fuzz": testing.fuzz,

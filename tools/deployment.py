@@ -252,6 +252,10 @@ def releases() -> None:
     on_the_estate("releases", "list", "playbooks/releases.yml")
 
 
+def audit() -> None:
+    on_the_estate("audit", "look", "playbooks/audit.yml")
+
+
 def validate() -> None:
     on_the_estate("validate", "look", "playbooks/validate.yml", "--check")
 

@@ -35,6 +35,7 @@ ESTATE = frozenset(
             "releases",
             "keys",
             "variants",
+            "audit",
             "smoke",
             "status",
             "validate",

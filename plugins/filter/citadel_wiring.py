@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
@@ -13,7 +14,7 @@ from ansible.errors import AnsibleFilterError
 # modules get the package from Ansible itself; on the controller it is found beside the plugins
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
 
-from citadel import catalogue, contract, gateway_config, network, serving, settings, storage, tuning
+from citadel import access, audit, catalogue, contract, gateway_config, network, serving, settings, storage, tuning
 
 
 def citadel_contract(
@@ -78,6 +79,21 @@ def citadel_gateway_digest(source: Mapping[str, str], *parts: Any) -> str:
     return gateway_config.digest(source, *parts)
 
 
+def citadel_access(given: Mapping[str, Any], contract: Mapping[str, Any]) -> dict[str, Any]:
+    """Who may reach a host of this contract."""
+    return access.Policy.of(given, contract).as_dict()
+
+
+def citadel_networks(addresses: Iterable[Any]) -> list[str]:
+    return access.of_estate(addresses)
+
+
+def citadel_findings(told: str, host: str) -> str:
+    """What `citadel audit --json` says, as lines for people."""
+    found = [audit.Finding(**one) for one in json.loads(told)["findings"]]
+    return "\n".join([f"| {host}: {audit.verdict(found)}", *(f"|   {one}" for one in found)])
+
+
 def citadel_listeners(published: Mapping[str, Any]) -> dict[str, int]:
     """What listens on an LLM server, by name."""
     instances = [instance for model in published["models"].values() for instance in model["instances"]]
@@ -127,6 +143,9 @@ FILTERS = (
     citadel_drain,
     citadel_instance_digest,
     citadel_gateway_digest,
+    citadel_access,
+    citadel_networks,
+    citadel_findings,
     citadel_listeners,
     citadel_neighbours,
     citadel_tuning,

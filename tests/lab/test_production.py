@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
+import shlex
 import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from testinfra.host import Host
 
 from lab.settings import Lab
 from tests.certificates import made
+from tests.lab import loopback
 from tests.lab.plays import live, play
 
 PLACE = "/etc/citadel-tls"
@@ -41,16 +43,20 @@ def trust(
     """What a client trusts of the gateway in production; in the end the release before serves again."""
     folder = tmp_path_factory.mktemp("tls")
     trust = put(llm, lab, folder, "first", address["llm-01"])
-    before = live(llm)
+    before, sshd = live(llm), llm.check_output("sshd -T")
     play(
         "site.yml",
         citadel_profile="production",
+        access_management=[lab.gateway],
         citadel_tls={"certificate": f"{PLACE}/server.pem", "key": f"{PLACE}/server.key"},
     )
     assert live(llm) != before
     yield trust
     play("playbooks/rollback.yml")
     assert live(llm) == before
+    play("playbooks/access.yml")
+    assert llm.run("nft list table inet citadel").rc != 0
+    assert llm.check_output("sshd -T") == sshd
     llm.check_output(f"rm -r {PLACE}")
 
 
@@ -87,24 +93,27 @@ def test_clients_come_by_tls_and_with_a_key(address: dict[str, str], key: str, t
 
 
 def test_only_clients_and_prometheus_find_an_open_door(
-    address: dict[str, str], llm: Host, trust: ssl.SSLContext
+    address: dict[str, str], llm: Host, metrics: Host, trust: ssl.SSLContext
 ) -> None:
-    def opens(port: int) -> bool:
-        try:
-            socket.create_connection((address["llm-01"], port), 5).close()
-        except OSError:
-            return False
-        return True
-
-    ports = (8000, 8002, 8080, 9090, *range(11400, 11404))
-    assert [port for port in ports if opens(port)] == [8000, 9090]
+    ports = (22, 8000, 8002, 8080, 9090, *range(11400, 11404))
+    scan = (
+        "import socket, sys\n"
+        "for port in map(int, sys.argv[2:]):\n"
+        "    try:\n        socket.create_connection((sys.argv[1], port), 2).close()\n"
+        "    except OSError:\n        continue\n"
+        "    print(port)"
+    )
+    command = ["python3", "-c", scan, address["llm-01"], *map(str, ports)]
+    here = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    # this machine manages the lab and is its client; the metrics server is neither
+    assert here == ["22", "8000"]
+    assert metrics.check_output(shlex.join(command)).split() == ["9090"]
     # whoever is on the host finds them
     assert llm.check_output("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8080/health") == "200"
     assert llm.check_output("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8002/management/keys") == "401"
     # nothing but figures stands on the door of Prometheus
-    found = http.client.HTTPConnection(address["llm-01"], 9090, timeout=10)
-    found.request("GET", "/v1/models")
-    assert found.getresponse().status == 404
+    assert loopback.ask(metrics, f"http://{address['llm-01']}:9090/metrics")[0] == 200
+    assert loopback.ask(metrics, f"http://{address['llm-01']}:9090/v1/models")[0] == 404
 
 
 def test_prometheus_sees_it(

@@ -67,6 +67,13 @@ def test_both_inventories_pass_as_they_are(lab: Path, inventory: str) -> None:
             "prot. Supported parameters include: host, port, spool",
         ),
         ("citadel_share_cores", True, "citadel_share_cores is called citadel_models_settings.share_cores now"),
+        (
+            "access_management",
+            ["10.0.0.1/8"],
+            "access_management = '10.0.0.1/8': that is an address inside of",
+        ),
+        ("access_clients", ["some-host"], "access_clients = 'some-host': give an address such as 192.168.10.5"),
+        ("access_state", "gone", "value of access_state must be one of: present, absent, got: gone"),
         ("tuning_sysctl", {"vm.swappiness": -1}, "tuning_sysctl['vm.swappiness'] = -1: give 0 to 200"),
         ("tuning_governor", "fast", "value of tuning_governor must be one of: performance, powersave, ondemand"),
         ("tuning_scheduler", "cfq", "value of tuning_scheduler must be one of: mq-deadline, none, kyber, bfq"),

@@ -9,7 +9,7 @@ import sys
 # verb -> the module whose `add_arguments(parser)` and `run(arguments) -> int` implement it
 VERBS: dict[str, str] = {
     "accept": "acceptance",
-    "audit": "inspection",
+    "audit": "audit",
     "capacity": "capacity",
     "diagnose": "inspection",
     "drift": "drift",

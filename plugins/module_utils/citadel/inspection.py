@@ -1,4 +1,4 @@
-"""Looks at this host and shows what it finds: for a security audit, or for whoever has to find a fault."""
+"""Looks at this host and shows what it finds, for whoever has to find a fault; an audit shows what it saw likewise."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ SECTIONS: dict[str, dict[str, list[str]]] = {
         ],
         "Services that run": ["systemctl", "list-units", "--no-pager", "--plain", "--state=running", "citadel-*"],
         # asked for by name it takes no patterns, and shows a page for each
-        "Exposure of the services": ["sh", "-c", "systemd-analyze security --no-pager | grep -E '^ *UNIT|citadel-'"],
+        "Exposure of the services": [
+            "sh",
+            "-c",
+            "systemd-analyze security --no-pager | grep -E '^ *UNIT|citadel-|host-(firewall|access)'",
+        ],
         "Failed logins": [
             *SSH,
             "--grep=Failed|Invalid user|authentication failure|Connection closed by authenticating",

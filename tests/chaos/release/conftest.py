@@ -54,7 +54,7 @@ class Box:
         return Layout(Path(f"/proc/{self.machine.leader}/root"))
 
     def start(self) -> None:
-        self.machine.start(tree(self._lab, ()), [f"--bind-ro={PACKAGES}:/srv/packages"], self._settle)
+        self.machine.start(tree(self._lab, ("nftables",)), [f"--bind-ro={PACKAGES}:/srv/packages"], self._settle)
         self.machine.await_boot()
 
     def _settle(self, root: Path) -> None:

@@ -1,5 +1,5 @@
 #!/bin/sh
 # The audit as a report, and what there is room for.
-today=$(date +%Y%m%d)
-/opt/citadel/scripts/security-audit.sh >"/opt/citadel/reports/security-audit-$today.log" 2>&1 || exit 1
+/opt/citadel/scripts/security-audit.sh --report /opt/citadel/reports
+case $? in 0 | 1 | 3) ;; *) exit 1 ;; esac
 /opt/citadel/scripts/citadel.sh status

@@ -1,2 +1,3 @@
 #!/bin/sh
-exec /opt/citadel/scripts/citadel.sh audit
+# Status 1: there are warnings; 3: something is critical.
+exec /opt/citadel/scripts/citadel.sh audit "$@"
