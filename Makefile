@@ -1,6 +1,6 @@
 # The face of the product. Each verb's work is in tools/, so that it can be read, typed and tested.
 PYTHON ?= python3
-export ENV YES TO FORCE DIRTY KEY HOST CREATE ROTATE REVOKE ROLE TIER DAYS MODELS OVERLAP ONLY UPGRADE LAB_PREFIX LAB_NETWORK FLEET MUTANTS STATIONS SEED SECONDS ADDRESS CITADEL_CACHE PYTHONDONTWRITEBYTECODE = 1
+export ENV YES TO FORCE DIRTY KEY HOST MEASURE CREATE ROTATE REVOKE ROLE TIER DAYS MODELS OVERLAP ONLY UPGRADE LAB_PREFIX LAB_NETWORK FLEET MUTANTS STATIONS SEED SECONDS ADDRESS CITADEL_CACHE PYTHONDONTWRITEBYTECODE = 1
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -21,7 +21,7 @@ drift: ## what on a server is no longer as roles and release declared it, whose 
 untune: ## put back the settings of the kernel as they were before the first deployment
 destroy: ## remove the lab without a trace
 capacity: ## whether the models of ENV=citadel fit a host: HOST=cores=24,ram=128,nodes=2,isa=amx or HOST=here
-variants: ## which variants of each model a server has, which it could make, and what making them lost
+variants: ## which variants of each model a server has or could make, and what they lose: MEASURE=model finds out by vLLM
 audit: ## what makes a server easier to break into than it has to be, each with a remedy
 gateway: ## the gateway alone on this machine, before simulated models
 check: ## lint, types, unit and render tests: no root, no lab
@@ -29,12 +29,14 @@ test: ## every test there is, on a lab of its own
 mutate: ## small wrongs in the gateway's stations, which the tests have to notice: MUTANTS=60 STATIONS=admission,route
 fuzz: ## strange requests beside an innocent client, on simulated models or ADDRESS= of a deployed gateway: SECONDS=300
 bench-deploy: ## time a cold demo, a warm one, and a deploy that changes nothing
-bench-audit: ## what makes a server easier to break into than it has to be, each with a remedy
-gateway: ## the gateway beside others, in one run
+bench-gateway: ## the gateway beside others, in one run
 bench-hostile: ## hostile clients beside an innocent one, for half an hour, on the gateway and on others
 bench-serving: ## the tuned vLLM beside an untuned one and llama.cpp
+bench-accuracy: ## what int8 and int4 cost a small language model that is trained on the spot
 lock: ## pin what requirements/*.in ask for anew, where that has changed: ONLY=gateway UPGRADE=fastapi
 
-demo plan deploy rollback releases keys smoke status validate drift untune destroy check test capacity variants audit gateway mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving lock:
+VERBS = demo plan deploy rollback releases keys smoke status validate drift untune destroy capacity variants audit gateway \
+	check test mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving bench-accuracy lock
+.PHONY: $(VERBS)
+$(VERBS):
 	@$(PYTHON) -m tools $@
-.PHONY: demo plan deploy rollback releases keys smoke status validate drift untune destroy check test capacity variants audit gateway mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving lock

@@ -36,6 +36,7 @@ VERBS: dict[str, Callable[[], None]] = {
     "bench-gateway": benchmark.gateway,
     "bench-hostile": benchmark.hostile,
     "bench-serving": benchmark.serving,
+    "bench-accuracy": benchmark.accuracy,
 }
 
 

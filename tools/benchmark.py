@@ -69,6 +69,16 @@ def serving() -> None:
     journal.finish()
 
 
+def accuracy() -> None:
+    """What int8 and int4 cost a small language model that is trained here, as vLLM reads a text with them."""
+    journal = Journal("bench-accuracy")
+    toolchain.python_tools(journal)
+    vllm = toolchain.built(journal, "vllm")
+    run: list[str | Path] = [toolchain.program("python"), "-m", "tests.bench.accuracy", "--vllm", vllm, "--write"]
+    journal.phase("measure", run, toolchain.paths(), show=lambda line: line)
+    journal.finish()
+
+
 def deploy() -> None:
     """A cold demo, a warm one and a deployment that changes nothing, and where the time goes.
 

@@ -1,7 +1,8 @@
 """How well a model foretells a text: a program for the environment of vLLM, which has one order and answers in lines.
 
 The order is JSON on its input: vLLM's options, the text, how many tokens are read at once, of how many candidates the
-probabilities are told. The first line of the answer is how many windows there are; then comes one for each.
+probabilities are told, and whether everything else goes first. The first line of the answer is how many windows there
+are; then comes one for each.
 """
 
 from __future__ import annotations
@@ -56,10 +57,11 @@ def engine(options: Mapping[str, Any]) -> Any:
 
 
 def main() -> int:
-    step_back()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # vLLM writes its log where we answer
     order = json.load(sys.stdin)
+    if order["yields"]:
+        step_back()
     model = engine(order["options"])
     from vllm import SamplingParams  # noqa: PLC0415
 

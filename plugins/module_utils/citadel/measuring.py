@@ -49,6 +49,7 @@ class Bench:
     user: str = ""
     source: Mapping[str, str] | None = None
     tell: Callable[[str], None] = lambda line: None
+    yields: bool = True  # to whatever else runs here
     text: str = passages.TEXT
 
 
@@ -129,6 +130,7 @@ def read(model: Model, variant: str, knowledge: Knowledge, bench: Bench) -> Read
             "text": bench.text,
             "window": WINDOW,
             "top": TOP,
+            "yields": bench.yields,
         }
         environment = {**serving.environment(place, places), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
         with (Path(work) / "log").open("w+", encoding="utf-8") as log:

@@ -1,6 +1,6 @@
 """What our variants cost in accuracy, on a small language model that is trained on the spot.
 
-    python -m tests.bench.accuracy --vllm ENVIRONMENT [--seconds 120] [--write]
+    python -m tests.bench.accuracy --vllm ENVIRONMENT [--steps 400] [--write]
 
 Random weights would not do: a model that foretells nothing loses nothing. The text is Python's own library, which
 every machine has; a part of it is held out and read by vLLM as bfloat16, int8 and int4, made by our maker. Where the
@@ -54,13 +54,13 @@ def corpus() -> tuple[str, str]:
     return "".join(text for number, text in enumerate(texts) if number % EVERY), held[:HELD_OUT]
 
 
-def trained(environment: Path, text: str, folder: Path, seconds: float) -> str:
+def trained(environment: Path, text: str, folder: Path, steps: int) -> str:
     """A model in `folder`, and a line about it."""
     source = folder.with_suffix(".txt")
     source.write_text(text, encoding="utf-8")
     command: list[str | Path] = [environment / "bin/python", "-W", "ignore", Path(__file__).with_name("train.py")]
     told = ""
-    with subprocess.Popen([*command, source, folder, str(seconds)], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*command, source, folder, str(steps)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         for line in process.stdout:
             told = line.strip()
@@ -93,7 +93,7 @@ class Trial:
         self.host = Host.here(work)
         libraries = [one for one in (TCMALLOC, str(environment / "lib/libiomp5.so")) if Path(one).exists()]
         places = serving.Places(str(environment), str(work / "models"), str(work), Settings(libraries=tuple(libraries)))
-        self.bench = measuring.Bench(work / "models", places, self.host, tell=print, text=text)
+        self.bench = measuring.Bench(work / "models", places, self.host, tell=print, yields=False, text=text)
         source = source_of(NAME, REPOSITORY, REVISION, {"kind": "directory", "path": str(work / NAME)})
         self.base, _ = fetch.fetch(NAME, source, REVISION, self.bench.root)
         self.original = self.read("bf16", self.base)
@@ -134,7 +134,7 @@ def error(was: NDArray[Any], now: NDArray[Any]) -> float:
 def table(found: list[tuple[str, Report, float]], model: Model, trained: str) -> str:
     first = found[0][1]
     lines = [
-        f"{datetime.now(UTC).date()}, {machine()}. A Llama of {trained}, of Python's own library; it reads "
+        f"{datetime.now(UTC).date()}, {machine()}. A Llama of {trained} of Python's own library reads "
         f"{first.tokens:,} tokens of files that it has not seen. In bfloat16 its perplexity is {first.original:.2f}.",
         "",
         "| | perplexity | against bfloat16 | allowed | same first choice | divergence | error of matrices |",
@@ -158,13 +158,13 @@ def write(text: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench-accuracy", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--vllm", type=Path, required=True, help="environment with vLLM")
-    parser.add_argument("--seconds", type=float, default=120, help="of training")
+    parser.add_argument("--steps", type=int, default=400, help="of training, each of 2048 tokens")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-accuracy-") as folder:
         work = Path(folder)
         learned, held = corpus()
-        line = trained(options.vllm, learned, work / NAME, options.seconds)
+        line = trained(options.vllm, learned, work / NAME, options.steps)
         trial = Trial(options.vllm, work, held)
         found = list(trial.reports())
         text = table(found, trial.model, line)

@@ -1,6 +1,6 @@
 """Trains a small Llama on a text, from nothing. Runs in the environment of vLLM.
 
-python train.py TEXT FOLDER SECONDS
+python train.py TEXT FOLDER STEPS
 """
 
 from __future__ import annotations
@@ -47,31 +47,31 @@ def model() -> LlamaForCausalLM:
 
 
 def main() -> None:
-    text, folder, seconds = Path(sys.argv[1]).read_text(encoding="utf-8"), Path(sys.argv[2]), float(sys.argv[3])
+    text, folder, count = Path(sys.argv[1]).read_text(encoding="utf-8"), Path(sys.argv[2]), int(sys.argv[3])
     torch.manual_seed(0)
     tokenizer = tokenizer_of(text)
     tokens = torch.tensor(tokenizer.backend_tokenizer.encode_batch([text])[0].ids)
     trained = model()
     steps = torch.optim.AdamW(trained.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1)
-    began, count, loss = time.monotonic(), 0, torch.zeros(())
-    while (done := (time.monotonic() - began) / seconds) < 1:
+    began = time.monotonic()
+    for step in range(count):
         at = torch.randint(len(tokens) - LENGTH, (BATCH,))
         batch = torch.stack([tokens[one : one + LENGTH] for one in at])
         batch[:, 0] = tokenizer.bos_token_id  # as every window begins that is read later
         for group in steps.param_groups:
-            group["lr"] = RATE * min(1.0, (count + 1) / 20) * (0.5 + 0.5 * math.cos(math.pi * done))
+            group["lr"] = RATE * min(1.0, (step + 1) / 20) * (0.5 + 0.5 * math.cos(math.pi * step / count))
         loss = trained(input_ids=batch, labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         steps.step()
         steps.zero_grad()
-        count += 1
-        if count % 50 == 0:
-            print(f"{done:.0%}: {count} steps, loss {float(loss):.2f}", flush=True)
+        if step % 50 == 49:
+            print(f"{step + 1} of {count} steps, loss {float(loss):.2f}", flush=True)
     trained.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    millions = sum(weight.numel() for weight in trained.parameters()) / 1e6
-    print(f"{millions:.1f} million parameters, {count * BATCH * LENGTH / 1e6:.2f} million tokens in {seconds:.0f} s")
+    millions, learned = sum(weight.numel() for weight in trained.parameters()) / 1e6, count * BATCH * LENGTH / 1e6
+    seconds = time.monotonic() - began
+    print(f"{millions:.1f} million parameters, trained in {seconds:.0f} s on {learned:.2f} million tokens")
 
 
 if __name__ == "__main__":

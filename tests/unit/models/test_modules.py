@@ -13,24 +13,28 @@ from typing import Any
 import pytest
 
 import citadel
-from citadel import fetch, making, safetensors, sources, store
+from citadel import catalogue, fetch, making, measuring, safetensors, serving, settings, sources, store, topology
 from citadel.recipes import revision_of
 
 ROOT = Path(__file__).resolve().parents[3]
 ENVIRONMENT = Path(sys.executable).parents[1]  # it has numpy
 
 
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The module as Ansible would import it, with the package where Ansible puts it."""
+def imported(name: str, monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> ModuleType:
+    """A module as Ansible would import it, with the package where Ansible puts it."""
     monkeypatch.setitem(sys.modules, "ansible.module_utils.citadel", citadel)
-    for one in (fetch, making, safetensors, sources, store):
+    for one in modules:
         monkeypatch.setitem(sys.modules, f"ansible.module_utils.{one.__name__}", one)
-    spec = importlib.util.spec_from_file_location("citadel_model", ROOT / "plugins/modules/citadel_model.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"plugins/modules/{name}.py")
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return imported("citadel_model", monkeypatch, fetch, making, safetensors, sources, store)
 
 
 def run(module: ModuleType, tiny: Path, root: Path, **more: Any) -> dict[str, Any]:
@@ -119,3 +123,21 @@ def test_progress_is_told_to_the_journal(
     run(module, tiny, tmp_path)
     assert set(names) == {"ansible-citadel_model"}
     assert lines[-1].startswith("phi-3-mini: 100% of ")
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("gpt-9", "MEASURE is 'gpt-9': the catalogue has no such model; it has mixtral-8x7b, hermes-2, "),
+        ("phi-3-mini", "env is missing or half built; deploy first, which builds it"),
+    ],
+)
+def test_what_cannot_be_measured(
+    asked: str, told: str, committed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules = (catalogue, measuring, safetensors, serving, settings, sources, store, topology)
+    module = imported("citadel_accuracy", monkeypatch, *modules)
+    stanzas = catalogue.complete(committed["citadel_models"], committed["citadel_models_defaults"])
+    params = {"model": asked, "models": stanzas, "environment_path": str(tmp_path / "env")}
+    with pytest.raises(measuring.MeasureError, match=told):
+        module.run(SimpleNamespace(params=params))
