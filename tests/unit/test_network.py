@@ -109,7 +109,7 @@ def test_it_is_armed_before_it_is_changed_and_kept_by_a_new_connection(world: Wo
     with pytest.raises(NetworkError, match="an earlier change waits for its end"):
         world.network.begin(TEXT, 60)
     with pytest.raises(NetworkError, match="the change has not come about yet"):
-        world.network.confirm()
+        world.network.confirm(patience=0)
     (world.root / HOME / "applied").touch()
     world.network.confirm()
     assert not world.network.differs(TEXT)

@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,8 +181,11 @@ class Network:
             self.run(["netplan", "generate"])
         self.disarm()
 
-    def confirm(self) -> None:
+    def confirm(self, patience: float = 10) -> None:
         """Over a connection that was made after the change."""
+        end = time.monotonic() + patience
+        while self.armed.exists() and not self.applied.exists() and time.monotonic() < end:
+            time.sleep(0.1)
         if self.armed.exists() and not self.applied.exists():
             raise NetworkError("the change has not come about yet")
         try:

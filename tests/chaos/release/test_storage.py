@@ -149,13 +149,14 @@ def test_a_network_that_lets_nobody_in_is_undone_by_the_host_itself(box: Box, pl
         device = box.run("sh", "-c", "ls /sys/class/net | grep -v '^lo$'").stdout.strip()
         text = f"network:\n  ethernets:\n    {device}:\n      addresses: [{box.address}/24]\n"
         kept = play(network=text, host_network_patience=20)
-        assert not kept["host : Come in anew"].get("failed"), kept["host : Come in anew"]
+        assert kept["host : Keep it"].get("changed") is False, kept
         file = box.layout.inside("/etc/netplan/01-network-config.yaml")
         assert file.read_text() == text
-        assert "host : Come in anew" not in play(network=text), "a second run has nothing to do"
+        again = play(network=text)["host : The network is as it shall be, for a moment"]
+        assert again["changed"] is False, "a second run has nothing to do"
         begun = time.monotonic()
         lost = play(network=text.replace("addresses", "# via 203.0.113.1\n      addresses"), host_network_patience=12)
-        assert "let nobody in anew" in lost["host : Somebody could come in"]["msg"]
+        assert "let nobody in anew" in lost["host : Say that nobody came in"]["msg"]
         wait(lambda: file.read_text() == text, 30, "the host did not put its network back")
         said = box.layout.inside("/tmp/netplan").read_text().split()[1::2]
         wait(
