@@ -24,7 +24,7 @@ options:
     type: str
     choices: [present, absent, looked_at]
     default: present
-  patience: {description: Seconds until the host undoes what nobody confirmed, type: int, default: 60}
+  patience: {description: Seconds until the host undoes what nobody confirmed, type: int, default: 120}
   confirms: {description: The connection that a change was made over; it is kept, type: str}
 author: [citadel-llm]
 """
@@ -52,7 +52,7 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "policy": {"type": "dict", "required": True},
             "state": {"type": "str", "choices": ["present", "absent", "looked_at"], "default": "present"},
-            "patience": {"type": "int", "default": 60},
+            "patience": {"type": "int", "default": 120},
             "confirms": {"type": "str"},
         },
         supports_check_mode=True,

@@ -33,6 +33,15 @@ DOORS = (22, *PORTS.values(), 11400)
 FOREIGN = "table inet foreign { chain input { type filter hook input priority 10; policy accept; tcp dport 7 drop; }; }"
 LISTEN = "import socket, time; held = [socket.create_server(('', p)) for p in (%s)]; time.sleep(3600)"
 
+CLEAR = """
+systemctl stop doors host-access-timer.timer nftables host-firewall
+nft flush ruleset
+rm -rf /etc/citadel /var/lib/citadel /etc/ssh/sshd_config.d/00-* /etc/systemd/system/host-* \
+    /etc/systemd/system/sysinit.target.wants/host-*
+systemctl daemon-reload
+systemctl reload ssh
+"""
+
 
 class Operator:
     """Somebody who reaches the box by ssh, from the address of the lab's gateway or from one beside it."""
@@ -62,11 +71,10 @@ class Operator:
         """The status, the results of tasks by name, and all that was said."""
         settings = self._folder / "variables.json"
         settings.write_text(json.dumps({"access_policy": policy, **variables}))
+        program = Path(sys.executable).with_name("ansible-playbook")
+        command = (program, "-i", self._folder / "hosts", self._folder / "play.yml", "-e", f"@{settings}")
         done = subprocess.run(
-            [
-                *[Path(sys.executable).with_name("ansible-playbook"), "-i", self._folder / "hosts"],
-                *[self._folder / "play.yml", "-e", f"@{settings}", *options],
-            ],
+            [*map(str, command), *options],
             cwd=ROOT,
             env={
                 **os.environ,
@@ -125,14 +133,14 @@ def operator(box: Box, tmp_path: Path) -> Iterator[Operator]:
     neighbours = [f"{lab.network[octet]}/24" for octet in (37, 38, 39)]
     for address in neighbours:
         subprocess.run(["ip", "addr", "add", address, "dev", lab.bridge], check=True, capture_output=True)
+    box.run("systemctl", "start", "nftables.service")
     box.run("nft", FOREIGN)
     ports = ", ".join(map(str, DOORS[1:]))
     box.run("systemd-run", "--collect", "--unit=doors", "python3", "-c", LISTEN % ports)
     operator = Operator(box, tmp_path)
     wait(lambda: operator.scan(1) == [*DOORS], 10, "the doors of the box do not open")
     yield operator
-    box.run("sh", "-c", "systemctl stop doors host-access-timer.timer; nft flush ruleset; rm -rf /etc/citadel /var/lib/"
-            "citadel /etc/ssh/sshd_config.d/00-*; systemctl reload ssh", check=False)  # fmt: skip
+    box.run("sh", "-c", CLEAR, check=False)
     for address in neighbours:
         subprocess.run(["ip", "addr", "del", address, "dev", lab.bridge], check=True, capture_output=True)
 
@@ -151,16 +159,13 @@ def test_each_profile_opens_its_doors_and_the_way_back_leads_to_the_byte(box: Bo
     assert "passwordauthentication no" in shown and "permitrootlogin no" in shown and "maxauthtries 3" in shown
     assert not operator.set(closed)
     # what loads the host's own rules empties all tables first
-    box.run("systemctl", "start", "nftables.service")
     box.run("systemctl", "restart", "nftables.service")
-    assert operator.scan(39) == []
+    wait(lambda: operator.scan(39) == [], 20, "the firewall is gone with the host's own rules")
     box.run("nft", FOREIGN)
     assert operator.set(loose)
     assert [operator.scan(octet) for octet in (1, 39)] == [[*DOORS], [*DOORS]]
     assert "passwordauthentication yes" in box.run("sshd", "-T").stdout
     assert not operator.set(loose)
-    box.run("systemctl", "stop", "nftables.service")
-    box.run("nft", FOREIGN)
     assert operator.set(loose, access_state="absent")
     assert not operator.set(loose, access_state="absent")
     assert state(box) == before
@@ -173,7 +178,8 @@ def test_who_would_be_shut_out_is_told_before_anything_has_changed(box: Box, ope
     said = tasks["access : Set who may come in, for a moment"]["msg"]
     assert status and f"box is reached from {operator.home}, and access_management has 10.1.2.3/32: that would" in said
     status, tasks, _ = operator.play(operator.policy("production", ssh_port=2222))
-    assert status and "is reached on port 22, and access_ssh_port is 2222" in tasks[next(iter(tasks))]["msg"]
+    said = tasks["access : Set who may come in, for a moment"]["msg"]
+    assert status and "is reached on port 22, and access_ssh_port is 2222" in said
     assert state(box) == before
 
 
