@@ -66,6 +66,7 @@ class Need:
     variant: str
     architecture: Architecture
     weights: int
+    files: int
     cache: int
     context_cache: int
     repack: int
@@ -119,6 +120,7 @@ def needs_of_model(model: Model, variant: str, knowledge: Knowledge) -> list[Nee
             f"{architecture.name} is no architecture that the plan knows, and its files could not be asked for their "
             "size; fetch the model first",
         )
+    weight_bytes = int(known.get("weight_bytes") or architecture.weight_bytes(variant))
     context_cache = architecture.kv_bytes_of_context(model.context, model.batched_tokens)
     cache = 0 if architecture.encoder else max(round(model.kv_cache_gib * GIB), context_cache)
     return [
@@ -128,7 +130,8 @@ def needs_of_model(model: Model, variant: str, knowledge: Knowledge) -> list[Nee
             model=model,
             variant=variant,
             architecture=architecture,
-            weights=int(known.get("weight_bytes") or architecture.weight_bytes(variant)),
+            weights=weight_bytes,
+            files=int(known.get("file_bytes") or weight_bytes),
             cache=cache,
             context_cache=context_cache,
             repack=architecture.largest_repack(variant),
