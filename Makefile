@@ -27,7 +27,7 @@ fuzz: ## strange requests beside an innocent client, on simulated models or ADDR
 bench-deploy: ## time a cold demo, a warm one, and a deploy that changes nothing
 bench-gateway: ## the gateway beside others, in one run
 bench-hostile: ## hostile clients beside an innocent one, for half an hour, on the gateway and on others
-bench-serving: ## the tuned vLLM beside an untuned one and llama.cpp
+bench-serving: ## tuned vLLM and its variants beside an untuned one and llama.cpp; vectors that have to mean something
 lock: ## pin what requirements/*.in ask for anew, where that has changed: ONLY=gateway UPGRADE=fastapi
 
 demo plan deploy rollback releases keys smoke status destroy check test capacity variants gateway mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving lock:
