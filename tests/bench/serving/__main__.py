@@ -21,7 +21,6 @@ from typing import Any
 
 from citadel import catalogue, fetch, making, safetensors
 from citadel.architecture import Architecture
-from citadel.recipes import RECIPES
 from citadel.sources import source_of
 from citadel.topology import GIB, Host
 from citadel.variants import hindrance
@@ -188,11 +187,12 @@ def main() -> int:
     work = Path(tempfile.mkdtemp(prefix="bench-serving-"))
     try:
         bench = Bench(options, work)
-        for variant in RECIPES:
-            bench.make(variant)
+        only = options.only or ""
+        for variant, users in {"int8": (INT8, "conversations"), "int4": (INT4,)}.items():
+            if any(only in user for user in users):
+                bench.make(variant)
         cores = len(Host.here(work).cpus)
         ceiling = reading(cores)
-        only = options.only or ""
         results = {label: bench.trial(label, make) for label, make in bench.contenders() if only in label}
         spoken = bench.conversations() if only in "conversations" else []
         if only:
