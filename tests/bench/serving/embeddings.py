@@ -114,10 +114,11 @@ def served(environment: Path, model: Path, work: Path) -> Unit:
     """The catalogue's stanza, but for the weights and what follows from their shape."""
     place = {"kind": "directory", "path": str(model)}
     fetch.fetch(NAME, source_of(NAME, "", "1", place), "1", work / "models")
+    own = committed()["citadel_models"]["nomic-embed-text"]
     stanza = {
-        **committed()["citadel_models"]["nomic-embed-text"],
+        **own,
         **{"repository": f"sentence-transformers/{NAME}", "revision": "1", "source": place, "port": PORT},
-        **{"context": 256, "batched_tokens": 2048, "vector_size": 384, "engine": {}},
+        **{"context": 256, "batched_tokens": 2048, "vector_size": 384, "engine": {"dtype": own["engine"]["dtype"]}},
     }
     return unit("embeddings", NAME, stanza, environment, work)
 

@@ -78,7 +78,7 @@ def test_the_smallest_host_carries_the_catalogue_as_it_comes(models: Any, memory
     assert all(one.need.cache >= one.need.context_cache for one in plan.placed)
     told = plan.report()
     for words in (
-        "in bf16 the models need 152.0 GiB",
+        "in bf16 the models need 152.5 GiB",
         "mixtral-8x7b stays bf16: a quantised mixture of experts (int8) needs AMX",
         "mixtral-8x7b 4.0 GiB of 8.0 GiB",
         "cores: 20 are wished and 16 there",
@@ -98,8 +98,10 @@ def test_a_model_that_makes_vectors_keeps_nothing_and_takes_a_batch_of_texts(mod
     plan = capacity.plan(models(vectors=True), ROOMY)
     one = serving.instances(plan.placed, places())[-1]
     assert plan.placed[-1].need.cache == 0
-    assert plan.placed[-1].need.weights == 2 * 136_731_648, "its files hold 32 bits, the engine 16"
-    assert plan.placed[-1].need.files == 4 * 136_731_648
+    assert plan.placed[-1].need.weights == plan.placed[-1].need.files == 4 * 136_731_648, "in 32 bits"
+    narrow = capacity.plan(models({"nomic-embed-text": {"engine": {"dtype": "bfloat16"}}}, vectors=True), ROOMY)
+    assert narrow.placed[-1].need.weights == 2 * 136_731_648, "its files hold 32 bits, the engine 16"
+    assert narrow.placed[-1].need.files == 4 * 136_731_648
     assert (one["options"]["runner"], one["port"], one["hidden_size"]) == ("pooling", 11404, 768)
     assert one["options"]["max-num-queued-reqs"] == 40 * 100, "each text counts"
     assert one["options"]["max-num-batched-tokens"] >= one["options"]["max-model-len"], "a text is read as a whole"
