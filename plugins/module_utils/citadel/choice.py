@@ -1,8 +1,8 @@
 """What a plan may choose: the variant of each model, the room of its cache, how many cores it gets.
 
 A stanza's `variant: auto`, `kv_cache_gib` and `cores` are wishes. Whatever gives up least comes first: smaller caches
-before smaller weights, int8 of several before int4 of one; and a core is taken from whom it slows least against what was
-promised.
+before smaller weights, int8 of several before int4 of one. A core is taken from the model that it slows least against
+what was promised.
 """
 
 from __future__ import annotations
