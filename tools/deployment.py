@@ -10,7 +10,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -183,8 +183,14 @@ def request(url: str, body: dict[str, Any] | None = None, timeout: float = 120) 
         ) from None
 
 
-def ask(base: str, model: str | None = None) -> str:
+def ask(base: str, model: str | None = None, endpoints: Sequence[str] = ("chat",)) -> str:
     """One question through the gateway, and one line on what came back."""
+    if "chat" not in endpoints:
+        headers, answer = request(f"{base}/v1/embeddings", {"model": model, "input": "Who are you?"})
+        vector = answer["data"][0]["embedding"]
+        if not any(vector):
+            raise Failure(f"{answer['model']} answered with an empty vector: it runs, but it does not work.")
+        return f"{headers.get('x-citadel-model', answer['model'])}: a vector of {len(vector)}"
     body = {**QUESTION, **({"model": model} if model else {})}
     headers, answer = request(f"{base}/v1/chat/completions", body)
     text = " ".join(answer["choices"][0]["message"]["content"].split())
@@ -299,7 +305,7 @@ def smoke() -> None:
     def ask_all(base: str) -> None:
         say(f"{base} is {request(f'{base}/health')[1]['status']}")
         for model in request(f"{base}/v1/models")[1]["data"]:
-            say(f"  {ask(base, model['id'])}")
+            say(f"  {ask(base, model['id'], model['endpoints'])}")
 
     each_server(ask_all)
 

@@ -25,6 +25,7 @@ FOLDER = ROOT / ".cache" / "programs"
 # no use without the rest of that manager's PATH.
 SYSTEM = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
+TCMALLOC = "*/libtcmalloc_minimal.so.4"  # which every unit of a model has
 EVERY = frozenset({"every verb"})
 ESTATE = frozenset(
     {
@@ -145,6 +146,12 @@ NEEDS = (
     Need("nginx", frozenset({"bench-gateway"}), "nginx"),
     Need("wrk", frozenset({"bench-gateway"}), "wrk"),
     Need("g++", frozenset({"bench-serving"}), "g++"),
+    # llama.cpp is compiled for this processor
+    Need("gcc", frozenset({"bench-serving"}), "gcc"),
+    Need("binutils", frozenset({"bench-serving"}), "ar ranlib"),
+    Need("cmake", frozenset({"bench-serving"}), "cmake"),
+    Need("ninja-build", frozenset({"bench-serving"}), "ninja"),
+    Need("libtcmalloc-minimal4", frozenset({"bench-serving"}), there=lambda: any(Path("/usr/lib").glob(TCMALLOC))),
 )
 
 

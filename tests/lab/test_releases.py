@@ -1,4 +1,5 @@
-"""A fifth model by one stanza, served beside the four; then the way back. A client asks all along and sees no error."""
+"""A fifth model by one line, which makes vectors beside the four; then the way back. A client asks all along and sees
+no error."""
 
 from __future__ import annotations
 
@@ -11,21 +12,7 @@ from testinfra.host import Host
 from tests.lab.clients import Client, Twice
 from tests.lab.plays import live, play, restarts
 
-FIFTH = "tiny-embeddings"
-STANZA = {
-    "repository": "made/here",
-    "revision": "1",
-    "kind": "embeddings",
-    "port": 11410,
-    "cores": 1,
-    "context": 512,
-    "batched_tokens": 512,
-    "sequences": 8,
-    "concurrent": 8,
-    "timeout": 60,
-    "kv_cache_gib": 0.25,
-    "engine": {"enforce-eager": True},
-}
+FIFTH = "nomic-embed-text"
 FOUR = ("mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini")
 
 
@@ -43,21 +30,42 @@ def before(llm: Host) -> tuple[str, dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def fifth(before: tuple[str, dict[str, str]], asking: Twice) -> str:
-    play("site.yml", citadel_models_local={FIFTH: STANZA})
+    play("site.yml", lab_vectors=True)
     return FIFTH
 
 
-def test_one_stanza_is_a_fifth_model(fifth: str, llm: Host, gateway: str, ask: Callable[..., Any]) -> None:
+def test_one_line_is_a_fifth_model(fifth: str, llm: Host, gateway: str, ask: Callable[..., Any]) -> None:
     assert llm.service(f"citadel-llm@{fifth}").is_running
     assert fifth in {model["id"] for model in ask(f"{gateway}/v1/models")["data"]}
 
 
 def test_it_gives_vectors_that_tell_texts_apart(fifth: str, gateway: str, ask: Callable[..., Any]) -> None:
     texts = ["careful engineers", "careful engineers", "gentle letters"]
-    answer = ask(f"{gateway}/v1/embeddings", {"model": fifth, "input": texts})
+    answer = ask(f"{gateway}/v1/embeddings", {"model": "text-embedding-ada-002", "input": texts})
     one, same, other = (entry["embedding"] for entry in answer["data"])
     assert sum(a * b for a, b in zip(one, one, strict=True)) == pytest.approx(1, abs=0.02)
     assert sum(a * b for a, b in zip(one, same, strict=True)) > sum(a * b for a, b in zip(one, other, strict=True))
+
+
+def test_its_vectors_are_as_long_as_the_contract_says(fifth: str, gateway: str, ask: Callable[..., Any]) -> None:
+    (told,) = [model for model in ask(f"{gateway}/v1/models")["data"] if model["id"] == fifth]
+    vector = ask(f"{gateway}/v1/embeddings", {"input": "no model is named"})["data"][0]["embedding"]
+    assert len(vector) == told["vector_size"] == 768
+
+
+def test_a_hundred_texts_at_once_and_no_more(fifth: str, client: Client) -> None:
+    texts = [f"careful engineers measure {number} quiet machines" for number in range(100)]
+    status, answer = client.ask({"model": fifth, "input": texts}, "/v1/embeddings")
+    assert (status, len(answer["data"])) == (200, 100)
+    status, answer = client.ask({"model": fifth, "input": [*texts, "one more"]}, "/v1/embeddings")
+    assert (status, answer["error"]["param"]) == (422, "input")
+
+
+def test_a_long_text_is_read_as_a_whole(fifth: str, client: Client) -> None:
+    status, answer = client.ask({"model": fifth, "input": "letters " * 500}, "/v1/embeddings")
+    assert (status, answer["usage"]["prompt_tokens"] >= 500) == (200, True)
+    status, _ = client.ask({"model": fifth, "input": "letters " * 2100}, "/v1/embeddings")
+    assert status == 400, "the lab gives it 2048 tokens"
 
 
 def test_nobody_touched_the_other_four(fifth: str, before: tuple[str, dict[str, str]], llm: Host) -> None:

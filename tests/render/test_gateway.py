@@ -117,9 +117,9 @@ def test_what_is_said_of_the_server_stands_beside_what_follows(config: Config) -
 def test_bounds_and_fallbacks_are_the_catalogues(config: Config) -> None:
     for name, model in config.models.items():
         stanza = CATALOGUE["citadel_models"][name]
-        assert (model.description, model.fallback) == (stanza["description"], stanza["fallback"])
-        # the catalogue shows every bound, and the gateway's own are the same
-        assert model.bounds == Bounds()
+        assert (model.description, model.fallback) == (stanza["description"], stanza.get("fallback", []))
+        # the catalogue shows every bound, and the gateway's own are the same, but for what a stanza says
+        assert model.bounds == Bounds(**stanza.get("generation", {}).get("bounds", {}))
     assert set(DEFAULTS["generation"]["bounds"]) == set(Bounds.model_fields) - {"max_tokens"}
 
 
@@ -134,7 +134,7 @@ def test_a_stanza_has_bounds_of_its_own(tmp_path: Path) -> None:
 
 
 def test_no_request_is_too_dear_for_the_budget(config: Config) -> None:
-    assert config.admission.budget == 2 * (8 * 8 + 4 * 12 + 4 * 16 + 2 * 20)
+    assert config.admission.budget == 2 * (8 * 8 + 4 * 12 + 4 * 16 + 2 * 20 + 2 * 8)
     assert all(model.cost <= config.admission.budget for model in config.models.values())
 
 

@@ -6,7 +6,7 @@ files hold, and the plan says what it does not know.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -271,11 +271,27 @@ def inner_of(config: Config, traits: Traits, layers: int) -> tuple[list[Matrix],
 def encoder(config: Config) -> Architecture:
     """BERT and its kin: a vector for a text, no cache."""
     hidden, layers, inner = (config.number(k) for k in ("hidden_size", "num_hidden_layers", "intermediate_size"))
-    vocabulary, positions = config.number("vocab_size"), config.number("max_position_embeddings")
-    types = config.number("type_vocab_size", default=2)
+    positions = config.number("max_position_embeddings")
     matrices = [*attention(hidden, 1, 1, hidden), Matrix(inner, hidden, 1, 1), Matrix(hidden, inner, 1, 1)]
     biases_and_norms = layers * (9 * hidden + inner)
-    embeddings = (vocabulary + positions + types) * hidden + 2 * hidden
+    pooler = (hidden + 1) * hidden
+    return of_encoder(
+        config, (hidden, layers, inner), positions, matrices, positions * hidden + biases_and_norms + pooler
+    )
+
+
+def nomic(config: Config) -> Architecture:
+    """nomic-embed-text: positions are turned in, not learned; the inner layer is gated; nothing has a bias."""
+    hidden, layers, inner = (config.number(k) for k in ("n_embd", "n_layer", "n_inner"))
+    matrices = [*attention(hidden, 1, 1, hidden), *gated(inner, hidden, 1, 1)]
+    return of_encoder(config, (hidden, layers, inner), config.number("n_positions"), matrices, layers * 4 * hidden)
+
+
+def of_encoder(
+    config: Config, shape: tuple[int, int, int], positions: int, layer: Sequence[Matrix], others: int
+) -> Architecture:
+    hidden, layers, inner = shape
+    vocabulary, types = config.number("vocab_size"), config.number("type_vocab_size", default=2)
     return Architecture(
         name=config.name,
         hidden=hidden,
@@ -285,8 +301,8 @@ def encoder(config: Config) -> Architecture:
         fused=2 * hidden * inner,
         experts=1,
         encoder=True,
-        matrices=tuple(Matrix(one.rows, one.columns, one.count * layers, one.active * layers) for one in matrices),
-        other_parameters=embeddings + biases_and_norms + (hidden + 1) * hidden,  # the last is the pooler
+        matrices=tuple(Matrix(one.rows, one.columns, one.count * layers, one.active * layers) for one in layer),
+        other_parameters=(vocabulary + types + 2) * hidden + others,  # embeddings and the norm behind them
         output=0,
         kv_bytes_of_layer=0,
         layers=layers,
@@ -339,4 +355,5 @@ FAMILIES: Mapping[str, Callable[[Config], Architecture]] = {
     "DeepseekV2ForCausalLM": decoder(MIXTURE),
     "DeepseekV3ForCausalLM": decoder(MIXTURE),
     **dict.fromkeys(("BertModel", "RobertaModel", "XLMRobertaModel"), encoder),
+    "NomicBertModel": nomic,
 }

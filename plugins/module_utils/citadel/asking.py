@@ -62,8 +62,7 @@ def described(source: Source, revision: str) -> dict[str, Any]:
     if missing or not names:
         raise SourceError(f"{listing.source} has no {missing[0] if missing else '*.safetensors'} at {listing.revision}")
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        sizes = pool.map(lambda name: bytes_in(source, listing, entries[name]), names)
-        return {"config": config, "weight_bytes": sum(sizes)}
+        return safetensors.described(config, pool.map(lambda name: sums_of(source, listing, entries[name]), names))
 
 
 def beginning(source: Source, listing: Listing, entry: Entry, count: int) -> bytes:
@@ -82,7 +81,7 @@ def read_json(source: Source, listing: Listing, entry: Entry) -> Any:
         raise SourceError(f"{listing.source}: {entry.path} is not JSON") from None
 
 
-def bytes_in(source: Source, listing: Listing, entry: Entry) -> int:
+def sums_of(source: Source, listing: Listing, entry: Entry) -> safetensors.Weights:
     start = beginning(source, listing, entry, 8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else safetensors.HEADER_MOST + 1
     if length > min(safetensors.HEADER_MOST, entry.size):
@@ -92,4 +91,4 @@ def bytes_in(source: Source, listing: Listing, entry: Entry) -> int:
         tensors = json.loads(header)
     except ValueError:
         raise SourceError(f"{listing.source}: {entry.path} is no safetensors file") from None
-    return sum(safetensors.tensor_bytes(one) for name, one in tensors.items() if name != "__metadata__")
+    return safetensors.sums({name: one for name, one in tensors.items() if name != "__metadata__"})

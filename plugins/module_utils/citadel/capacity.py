@@ -121,7 +121,9 @@ def explained(
         )
     for need in wished:
         quantised = hindrance(need.model, "int8", need.architecture, host.processor)
-        if smaller and need not in smaller and need.model.variant == "auto" and quantised:
+        # a model that makes vectors is not quantised, and small anyway
+        may = need.model.variant == "auto" and not need.architecture.encoder
+        if smaller and need not in smaller and may and quantised:
             yield f"{need.instance} stays {now[need.instance].variant}: {quantised}"
     caches = [need for need in wished if now[need.instance].cache < need.cache]
     if caches:
@@ -205,7 +207,7 @@ def on_recommended(smaller: Plan, models: Sequence[Model], knowledge: Knowledge)
     except DoesNotFit:
         return "it does not fit either"
     return ", ".join(
-        f"{one.need.instance} {one.need.variant} on {len(one.cpus)} cores, {tables.ceiling(one, larger):.1f} tokens/s"
+        f"{one.need.instance} {one.need.variant} on {len(one.cpus)} cores, {tables.speed(one, larger)} tokens/s"
         for one in found.placed
     )
 

@@ -87,7 +87,7 @@ class Model:
         has = {
             "streaming": self.kind == "chat",
             "tools": bool(self.tool_parser),
-            "structured_output": self.structured_output,
+            "structured_output": self.structured_output and self.kind == "chat",
         }
         return [name for name, there in has.items() if there]
 

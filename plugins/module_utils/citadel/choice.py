@@ -1,7 +1,8 @@
 """What a plan may choose: the variant of each model, the room of its cache, how many cores it gets.
 
 A stanza's `variant: auto`, `kv_cache_gib` and `cores` are wishes. Whatever gives up least comes first: smaller caches
-before smaller weights, and a core is taken from whom it slows least against what was promised.
+before smaller weights, int8 of several before int4 of one. A core is taken from the model that it slows least against
+what was promised.
 """
 
 from __future__ import annotations
@@ -67,13 +68,17 @@ def variants_of(model: Model, host: Host, knowledge: Knowledge) -> list[str]:
 
 
 def combinations(possible: Mapping[str, list[str]]) -> Iterator[dict[str, str]]:
+    """int4 only where nothing else fits: it loses more than int8, and without AMX it is the slower one too."""
     names = list(possible)
+
+    def chosen(steps: Sequence[int]) -> dict[str, str]:
+        return {name: possible[name][step] for name, step in zip(names, steps, strict=True)}
+
     ranked = sorted(
         itertools.product(*(range(len(possible[name])) for name in names)),
-        key=lambda steps: (sum(steps), max(steps, default=0), steps),
+        key=lambda steps: (list(chosen(steps).values()).count("int4"), sum(steps), max(steps, default=0), steps),
     )
-    for steps in ranked:
-        yield {name: possible[name][step] for name, step in zip(names, steps, strict=True)}
+    yield from map(chosen, ranked)
 
 
 def least_cores(model: Model) -> int:

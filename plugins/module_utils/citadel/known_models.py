@@ -1,7 +1,7 @@
 """What the config.json of the catalogue's models says, so that a plan needs neither the hub nor a host.
 
 `weight_bytes` is metadata.total_size of model.safetensors.index.json at the pinned revision: what the files hold,
-against which the arithmetic from the configuration is tested.
+against which the arithmetic from the configuration is tested. `file_bytes` is said where the files hold 32 bits.
 """
 
 from __future__ import annotations
@@ -71,6 +71,21 @@ KNOWN_MODELS: dict[str, dict[str, Any]] = {
             "sliding_window": 2047,
             "tie_word_embeddings": False,
             "vocab_size": 32064,
+        },
+    },
+    "nomic-ai/nomic-embed-text-v1.5": {
+        "file_bytes": 546_926_592,
+        "config": {
+            "architectures": ["NomicBertModel"],
+            "model_type": "nomic_bert",
+            "n_embd": 768,
+            "n_head": 12,
+            "n_inner": 3072,
+            "n_layer": 12,
+            "n_positions": 8192,
+            "max_trained_positions": 2048,
+            "type_vocab_size": 2,
+            "vocab_size": 30528,
         },
     },
 }

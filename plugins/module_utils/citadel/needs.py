@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import accuracy
-from .architecture import Architecture, ArchitectureError
+from .architecture import BF16, Architecture, ArchitectureError
 from .catalogue import CatalogueError, Model, Weights
 from .known_models import KNOWN_MODELS
 from .topology import GIB
@@ -72,6 +72,7 @@ class Need:
     variant: str
     architecture: Architecture
     weights: int
+    files: int
     cache: int
     context_cache: int
     repack: int
@@ -125,6 +126,8 @@ def needs_of_model(model: Model, variant: str, knowledge: Knowledge) -> list[Nee
             f"{architecture.name} is no architecture that the plan knows, and its files could not be asked for their "
             "size; fetch the model first",
         )
+    weight_bytes = int(known.get("weight_bytes") or architecture.weight_bytes(variant))
+    width = width_of(model)
     context_cache = architecture.kv_bytes_of_context(model.context, model.batched_tokens)
     cache = 0 if architecture.encoder else max(round(model.kv_cache_gib * GIB), context_cache)
     return [
@@ -134,11 +137,12 @@ def needs_of_model(model: Model, variant: str, knowledge: Knowledge) -> list[Nee
             model=model,
             variant=variant,
             architecture=architecture,
-            weights=int(known.get("weight_bytes") or architecture.weight_bytes(variant)),
+            weights=weight_bytes * width // BF16,
+            files=int(known.get("file_bytes") or weight_bytes),
             cache=cache,
             context_cache=context_cache,
             repack=architecture.largest_repack(variant),
-            overhead=PROCESSES_BYTES + activations(model, architecture),
+            overhead=PROCESSES_BYTES + activations(model, architecture, width),
             measured=knowledge.measured.get(instance, Measured()),
         ).corrected()
         for instance, port in model.instances()
@@ -160,9 +164,13 @@ def architecture_of(model: Model, weights: Weights, known: Mapping[str, Any]) ->
     return architecture
 
 
-def activations(model: Model, architecture: Architecture) -> int:
+def width_of(model: Model) -> int:
+    """Bytes of a number: 16 bits, unless the stanza has the engine compute in 32."""
+    return 2 * BF16 if model.engine.get("dtype") == "float32" else BF16
+
+
+def activations(model: Model, architecture: Architecture, width: int) -> int:
     """The largest batch between two layers, and the logits of all sequences."""
-    width = 4 * architecture.hidden + 3 * architecture.width
-    batch = model.batched_tokens * width * 2
+    batch = model.batched_tokens * (4 * architecture.hidden + 3 * architecture.width) * width
     logits = model.sequences * architecture.vocabulary * 4
     return min(batch + logits, ACTIVATIONS_MOST)

@@ -117,7 +117,7 @@ def disk_problem(needs: Sequence[Need], host: Host, settings: Settings) -> str:
         stored = {key: size for key, size in host.installed.items() if key.startswith(f"{name}/")}
         there = stored.pop(f"{name}/{revision}", 0)
         missing = max(0, settings.revisions_kept - 1 - len(stored))
-        wanted += max(0, need.weights - there) + need.weights * missing
+        wanted += max(0, need.files - there) + need.files * missing
         if weights.made_from and not there:
             base = host.installed.get(f"{name}/{weights.made_from}", 0)
             wanted += max(0, need.architecture.weight_bytes("bf16") - base)

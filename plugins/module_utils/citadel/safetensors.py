@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ class WeightsError(ValueError):
 class Weights:
     """The sums over the files of one model."""
 
-    total_bytes: int
-    largest_tensor_bytes: int
+    served_bytes: int
+    file_bytes: int
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -63,6 +64,22 @@ def tensor_bytes(entry: dict[str, Any]) -> int:
     return int(end) - int(begin)
 
 
+def sums(tensors: Mapping[str, dict[str, Any]]) -> Weights:
+    """The engine computes in 16 bits and rounds what is stored in 32 as it loads it; only scales stay as they are."""
+    stored = {name: tensor_bytes(entry) for name, entry in tensors.items()}
+    rounded = sum(
+        size // 2 for name, size in stored.items() if tensors[name]["dtype"] == "F32" and not name.endswith("_scale")
+    )
+    return Weights(sum(stored.values()) - rounded, sum(stored.values()))
+
+
+def described(config: Mapping[str, Any], parts: Iterable[Weights]) -> dict[str, Any]:
+    """What a plan needs to know of a model: its shape, the memory of its weights, and the disk where that is more."""
+    parts = list(parts)
+    served, stored = (sum(one.served_bytes for one in parts), sum(one.file_bytes for one in parts))
+    return {"config": config, "weight_bytes": served, **({"file_bytes": stored} if stored != served else {})}
+
+
 def files_of(folder: Path) -> list[str]:
     """The files of weights; every one that the index names has to be there."""
     index = folder / INDEX
@@ -78,14 +95,8 @@ def files_of(folder: Path) -> list[str]:
     return names
 
 
-def weights_of(folder: Path) -> Weights:
-    names = files_of(folder)
-    sizes = [tensor_bytes(entry) for name in names for entry in read_header(folder / name).values()]
-    return Weights(sum(sizes), max(sizes, default=0))
-
-
 def describe(folder: Path) -> dict[str, Any]:
-    """What a plan needs to know of the files in a folder."""
+    """The same of the files in a folder."""
     config = folder / "config.json"
     if not config.exists():
         raise WeightsError(f"{folder} has no config.json; a model cannot be planned or started without it")
@@ -93,5 +104,4 @@ def describe(folder: Path) -> dict[str, Any]:
         settings = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise WeightsError(f"{config} is not JSON: {error}") from None
-    weights = weights_of(folder)
-    return {"config": settings, "weight_bytes": weights.total_bytes}
+    return described(settings, (sums(read_header(folder / name)) for name in files_of(folder)))

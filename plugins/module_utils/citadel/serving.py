@@ -48,7 +48,7 @@ def options(place: Placed, places: Places) -> dict[str, Any]:
         "max-num-seqs": model.sequences,
         # Never left out, not even for an encoder, which keeps none: vLLM would ask for 92 % of the host's memory.
         "kv-cache-memory-bytes": need.cache or LEAST_CACHE,
-        "max-num-queued-reqs": model.concurrent,
+        "max-num-queued-reqs": model.concurrent * inputs_at_once(model),
         "shutdown-timeout": places.settings.drain,
         "seed": 0,
         "distributed-executor-backend": EXECUTOR,
@@ -65,7 +65,14 @@ def options(place: Placed, places: Places) -> dict[str, Any]:
     if model.tool_parser:
         chosen["enable-auto-tool-choice"] = True
         chosen["tool-call-parser"] = model.tool_parser
-    return {**chosen, **model.engine}
+    # vLLM takes a mapping as JSON
+    told = {key: json.dumps(value) if isinstance(value, Mapping) else value for key, value in model.engine.items()}
+    return {**chosen, **told}
+
+
+def inputs_at_once(model: Model) -> int:
+    """vLLM counts each text of a request for embeddings as a request of its own."""
+    return int(model.generation["bounds"]["inputs"]) if model.kind == "embeddings" else 1
 
 
 def generation_defaults(model: Model) -> dict[str, Any]:

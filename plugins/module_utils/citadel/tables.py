@@ -79,8 +79,13 @@ def limits(placed: Sequence[Placed], host: Host) -> Iterator[str]:
     for one in placed:
         yield (
             f"{one.need.instance:<16} {one.node:>4} {format_cpus(one.cpus):<10} "
-            f"{gib(one.memory_max):>10} {gib(one.need.cache):>9} {one.start_seconds:>5}s {ceiling(one, host):>9.1f}"
+            f"{gib(one.memory_max):>10} {gib(one.need.cache):>9} {one.start_seconds:>5}s {speed(one, host):>9}"
         )
+
+
+def speed(one: Placed, host: Host) -> str:
+    """A text is read at once, not word by word, where no words are answered."""
+    return "-" if one.need.architecture.encoder else f"{ceiling(one, host):.1f}"
 
 
 def ceiling(one: Placed, host: Host) -> float:

@@ -1,6 +1,7 @@
-"""Serving, side by side in one run: the tuned unit, vLLM as it comes, and llama.cpp's server on the same weights.
+"""Serving, side by side in one run: vLLM as it comes, as a unit is tuned, with the variants that the store makes, and
+llama.cpp built for this processor, all of the same weights.
 
-    python -m tests.bench.serving --vllm ENVIRONMENT [--llama ENVIRONMENT] [--parameters 0.5e9] [--write]
+    python -m tests.bench.serving --vllm ENVIRONMENT --llama FOLDER --gguf ENVIRONMENT [--parameters 0.5e9] [--write]
 
 The model is made on the spot and large enough to be bound by memory. Servers run one after the other; ratios are of
 one run on one machine, and only ratios are worth comparing between machines.
@@ -9,211 +10,206 @@ one run on one machine, and only ratios are worth comparing between machines.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from citadel import capacity, catalogue, safetensors, serving
-from citadel.needs import Knowledge
-from citadel.settings import Settings
+from citadel import catalogue, fetch, making, safetensors
+from citadel.architecture import Architecture
+from citadel.sources import source_of
 from citadel.topology import GIB, Host
+from citadel.variants import hindrance
 from lab import tiny_models
+from tests.bench.serving import report
 from tests.bench.serving.bandwidth import reading
-from tests.bench.serving.load import Seen, measure
+from tests.bench.serving.load import converse, measure
+from tests.bench.serving.report import BF16, CLIENTS, INT4, INT8, Q4, Q8, UNTUNED, Result
 from tests.bench.serving.servers import Server, running
+from tests.bench.serving.units import api_server, committed, unit
 
-ROOT = Path(__file__).resolve().parents[3]
-DOCUMENT = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- serving: begin -->", "<!-- serving: end -->"
-CLIENTS = (1, 4, 16)
-TCMALLOC = "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-KV_BYTES = GIB
+NAME, REVISION = "large", "1"
+STANZA = {
+    "repository": "made/here",
+    "revision": REVISION,
+    "context": 2048,
+    "batched_tokens": 2048,
+    "sequences": 32,
+    "concurrent": 64,
+    "timeout": 60,
+    "kv_cache_gib": 1,
+}
+# what may win or lose where every turn repeats the turns before
+HABITS: Mapping[str, Mapping[str, Any]] = {
+    "as the catalogue comes": {},
+    "without the cache of prefixes": {"enable-prefix-caching": False},
+    "with n-gram speculation": {
+        "speculative-config": {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4}
+    },
+}
 
 
-@dataclass
-class Result:
-    starts: list[float] = field(default_factory=list)
-    seen: dict[int, Seen] = field(default_factory=dict)
+class Bench:
+    def __init__(self, options: argparse.Namespace, work: Path) -> None:
+        self.options = options
+        self.work = work
+        self.store = work / "models"
+        self.made: dict[str, float] = {}  # variant -> seconds for a GiB of bf16
+        self.source = work / "source"
+        tiny_models.make_large(options.parameters, self.source)
+        place = {"kind": "directory", "path": str(self.source)}
+        fetch.fetch(NAME, source_of(NAME, "", REVISION, place), REVISION, self.store)
+        self.stanza = {**STANZA, "source": place, "port": options.port}
+        self.gib = safetensors.describe(self.folder("bf16"))["weight_bytes"] / GIB
+
+    def folder(self, variant: str) -> Path:
+        (model,) = catalogue.parse(catalogue.complete({NAME: {**self.stanza, "cores": 1}}, defaults()))
+        return self.store / NAME / model.weights[variant].revision
+
+    def hindrance(self, variant: str) -> str:
+        (model,) = catalogue.parse(catalogue.complete({NAME: {**self.stanza, "cores": 1}}, defaults()))
+        architecture = Architecture.of(safetensors.describe(self.folder("bf16"))["config"])
+        return hindrance(model, variant, architecture, Host.here(self.work).processor)
+
+    def make(self, variant: str) -> None:
+        began = time.monotonic()
+        workshop = making.Workshop(self.options.vllm / "bin/python")
+        making.make(self.folder("bf16"), STANZA["repository"], variant, workshop)  # type: ignore[arg-type]
+        self.made[variant] = (time.monotonic() - began) / self.gib
+        print(f"{variant}: made at {self.made[variant]:.1f} s for each GiB of bf16", flush=True)
+
+    def tuned(self, label: str, variant: str, **engine: Any) -> tuple[Server, int]:
+        stanza = {**self.stanza, "variant": variant, "engine": engine}
+        one = unit(label, NAME, stanza, self.options.vllm, self.work)
+        return one.server, safetensors.describe(self.folder(variant))["weight_bytes"]
+
+    def untuned(self) -> tuple[Server, int]:
+        """vLLM as it comes, but for the room of its cache: its own choice is nearly all memory of the machine."""
+        command = (*api_server(self.options.vllm), "--model", str(self.folder("bf16")), "--served-model-name", NAME)
+        more = ("--port", str(self.options.port), "--host", "127.0.0.1", "--kv-cache-memory-bytes", str(GIB))
+        cache = str(self.work / "untuned-cache")
+        environment = {**OFFLINE, "VLLM_CACHE_ROOT": cache, "HOME": cache}
+        server = Server(UNTUNED, (*command, *more), self.options.port, NAME, environment)
+        return server, safetensors.describe(self.folder("bf16"))["weight_bytes"]
+
+    def llama(self, label: str, kind: str) -> tuple[Server, int]:
+        """With a place for each client, every core, and the attention that is fastest."""
+        whole, file = self.work / "large.gguf", self.work / f"{kind}.gguf"
+        programs = self.options.llama
+        if not whole.exists():
+            maker = Path(__file__).with_name("gguf_file.py")
+            subprocess.run([self.options.gguf / "bin/python", maker, self.source, whole], check=True)
+        quantise = [programs / "llama-quantize", "--allow-requantize", whole, file, kind]
+        subprocess.run(quantise, check=True, capture_output=True)
+        cores, clients = str(len(Host.here(self.work).cpus)), max(CLIENTS)
+        places = ("--parallel", str(clients), "--ctx-size", str(1024 * clients), "--cont-batching")
+        tuned = ("--threads", cores, "--threads-batch", cores, "--flash-attn", "on", "--no-webui")
+        command = (str(programs / "llama-server"), "--model", str(file), "--alias", NAME, "--host", "127.0.0.1")
+        return Server(label, (*command, "--port", str(self.options.port), *places, *tuned), self.options.port, NAME), (
+            file.stat().st_size
+        )
+
+    def contenders(self) -> Iterator[tuple[str, Any]]:
+        """Each is made when its turn has come; a text says why it is not there."""
+        yield UNTUNED, self.untuned
+        yield BF16, lambda: self.tuned(BF16, "bf16")
+        for label, variant in ((INT8, "int8"), (INT4, "int4")):
+            yield label, self.hindrance(variant) or (lambda l=label, v=variant: self.tuned(l, v))  # noqa: E741
+        for label, kind in ((Q8, "Q8_0"), (Q4, "Q4_0")):
+            yield label, lambda l=label, k=kind: self.llama(l, k)  # noqa: E741
+
+    def trial(self, label: str, make: Any) -> Result:
+        if isinstance(make, str):
+            print(f"{label}: {make}", flush=True)
+            return Result(0, missing=make)
+        server, weights = make()
+        result = Result(weights)
+        for start in (1, 2) if label in (UNTUNED, BF16) else (1,):
+            with running(server, self.log(label)) as run:
+                result.starts.append(run.seconds)
+                print(f"{label}: start {start} took {run.seconds:.1f} s", flush=True)
+                if start == 1 and label in (UNTUNED, BF16):
+                    continue  # only to fill what it keeps between starts
+                self.load(server, result)
+                result.memory = run.memory()
+        return result
+
+    def log(self, label: str) -> Path:
+        return self.work / f"{label}.log".replace(" ", "-")
+
+    def load(self, server: Server, result: Result) -> None:
+        measure(server.port, server.model, 2, 1, 8)
+        for clients in CLIENTS:
+            turns = self.options.turns if clients > 1 else 2 * self.options.turns
+            seen = measure(server.port, server.model, clients, turns, self.options.tokens)
+            result.seen[clients] = seen
+            figures = f"{seen.per_second:.1f} tokens/s, first token {seen.first_token:.2f} s"
+            print(f"{server.name}: {clients} clients, {figures}", flush=True)
+
+    def conversations(self) -> list[str]:
+        """Four clients at once, whose every turn begins with all that was said before."""
+        lines = ["| int8, four conversations of four turns | tokens/s | first token |", "|---|---|---|"]
+        for label, engine in HABITS.items():
+            server, _ = self.tuned(label, "int8", **engine)
+            try:
+                with running(server, self.log(label)):
+                    measure(server.port, server.model, 2, 1, 8)
+                    seen = converse(server.port, server.model, 4, 4, self.options.tokens)
+            except RuntimeError as error:
+                lines.append(f"| {label} | does not start: {str(error).strip().splitlines()[-1][:160]} | |")
+            else:
+                lines.append(f"| {label} | {seen.per_second:.1f} | {seen.first_token:.2f} s |")
+            print(lines[-1], flush=True)
+        return lines
 
 
-def tuned(folder: Path, environment: Path, work: Path, port: int, options: Mapping[str, Any]) -> tuple[Server, int]:
-    """Told what a unit is told: by the same plan, options and environment; and the cores that compute."""
-    stanza = {
-        "repository": "made/here",
-        "revision": "large",
-        "kind": "chat",
-        "port": port,
-        "replicas": 1,
-        "cores": len(Host.here(work).cpus),
-        "context": 2048,
-        "batched_tokens": 2048,
-        "sequences": 32,
-        "concurrent": 64,
-        "timeout": 60,
-        "kv_cache_gib": KV_BYTES / GIB,
-        "variant": "bf16",
-        "generation": {},
-        "engine": dict(options),
-    }
-    model = catalogue.parse({"large": stanza})
-    knowledge = Knowledge(details={"large/large": safetensors.describe(folder)})
-    (placed,) = capacity.plan(model, Host.here(work), Settings(reserve_gib=1), knowledge).placed
-    places = serving.Places(
-        environment=str(environment),
-        models=str(work),
-        cache=str(work / "cache"),
-        settings=Settings(
-            libraries=tuple(path for path in (TCMALLOC, str(environment / "lib/libiomp5.so")) if Path(path).exists()),
-            drain=5,
-        ),
-    )
-    instance = serving.instance(placed, places)
-    config = work / "tuned.yml"
-    config.write_text(yaml.safe_dump({**instance["options"], "model": str(folder)}))
-    command = ("taskset", "-c", instance["cpus"], *api_server(environment), "--config", str(config))
-    return Server("tuned", command, port, environment=instance["environment"]), len(placed.cpus)
-
-
-def default_engine() -> dict[str, Any]:
-    """What the catalogue gives to every model."""
-    text = (ROOT / "group_vars/all/models.yml").read_text(encoding="utf-8")
-    found: dict[str, Any] = yaml.safe_load(text)["citadel_models_defaults"]["engine"]
-    return found
-
-
-def api_server(environment: Path) -> tuple[str, ...]:
-    return (str(environment / "bin/python"), "-W", "ignore", "-m", "vllm.entrypoints.openai.api_server")
-
-
-def untuned(folder: Path, environment: Path, work: Path, port: int) -> Server:
-    """vLLM as it comes, but for the room of its cache: its own choice is nearly all memory of the machine."""
-    command = (*api_server(environment), "--model", str(folder), "--served-model-name", "large", "--port", str(port))
-    return Server(
-        "untuned",
-        (*command, "--host", "127.0.0.1", "--kv-cache-memory-bytes", str(KV_BYTES)),
-        port,
-        environment={**OFFLINE, "VLLM_CACHE_ROOT": str(work / "untuned-cache"), "HOME": str(work / "untuned-cache")},
-    )
-
-
-def llama(folder: Path, environment: Path, work: Path, port: int, threads: int) -> Server:
-    file = work / "large.gguf"
-    python = str(environment / "bin/python")
-    here = Path(__file__).parent
-    subprocess.run([python, str(here / "gguf_file.py"), str(folder), str(file)], check=True)
-    command = (python, str(here / "llama_server.py"), str(file), str(port), str(threads), str(max(CLIENTS)))
-    return Server("llama.cpp", command, port)
-
-
-def trial(server: Server, work: Path, tokens: int, turns: int) -> Result:
-    result = Result()
-    for start in (1, 2):
-        with running(server, work / f"{server.name}.log") as seconds:
-            result.starts.append(seconds)
-            print(f"{server.name}: start {start} took {seconds:.1f} s", flush=True)
-            if start == 1 and server.name != "llama.cpp":
-                continue  # only to fill what it keeps between starts
-            measure(server.port, server.model, 2, 1, 8)
-            for clients in CLIENTS:
-                seen = measure(server.port, server.model, clients, turns if clients > 1 else 2 * turns, tokens)
-                result.seen[clients] = seen
-                figures = f"{seen.per_second:.1f} tokens/s, first token {seen.first_token:.2f} s"
-                print(f"{server.name}: {clients} clients, {figures}", flush=True)
-            if start == 1:
-                break
-    return result
-
-
-def table(results: Mapping[str, Result], active: int, ceiling: float, threads: int) -> str:
-    lines = [
-        f"{datetime.now(UTC).date()}, one run on {cpu()}, {os.cpu_count()} cores; a random Mistral of "
-        f"{active / 2e9:.2f} billion parameters in bfloat16, which is {active / 1e9:.2f} GB to read for each token. "
-        f"{threads} compute thread(s) pull "
-        f"{ceiling / 1e9:.1f} GB/s, so one sequence cannot be faster than {ceiling / active:.1f} tokens/s.",
-        "",
-        "| | ready, first start | ready again | " + " | ".join(f"{n} client{'s' * (n > 1)}" for n in CLIENTS) + " |",
-        "|---|---|---|" + "---|" * len(CLIENTS),
-    ]
-    for name, result in results.items():
-        again = f"{result.starts[1]:.0f} s" if len(result.starts) > 1 else "-"
-        cells = [f"{one.per_second:.1f} tokens/s, first after {one.first_token:.2f} s" for one in result.seen.values()]
-        lines.append(f"| {name} | {result.starts[0]:.0f} s | {again} | {' | '.join(cells)} |")
-    own = results["tuned"]
-    for name, other in results.items():
-        if name == "tuned":
-            continue
-        ratios = [f"{own.seen[n].per_second / other.seen[n].per_second:.2f} x" for n in CLIENTS]
-        again = f"{own.starts[-1] / other.starts[-1]:.2f} x" if len(other.starts) > 1 else "-"
-        lines.append(f"| tuned / {name} | {own.starts[0] / other.starts[0]:.2f} x | {again} | {' | '.join(ratios)} |")
-    share = own.seen[1].per_second * active / ceiling
-    lines += ["", f"Share of the bandwidth ceiling that the tuned unit reaches with one client: {share:.0%}."]
-    return "\n".join(lines)
-
-
-def cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def write(text: str) -> None:
-    content = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.exists() else "# Benchmarks\n"
-    if BEGIN not in content:
-        content = f"{content.rstrip()}\n\n## Serving\n\n`make bench-serving` writes this section.\n\n{BEGIN}\n{END}\n"
-    before, _, rest = content.partition(BEGIN)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+def defaults() -> Any:
+    return committed()["citadel_models_defaults"]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench-serving", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--vllm", type=Path, required=True, help="environment with vLLM")
-    parser.add_argument("--llama", type=Path, help="environment with xllamacpp, gguf and numpy")
+    parser.add_argument("--llama", type=Path, required=True, help="folder with llama.cpp's programs")
+    parser.add_argument("--gguf", type=Path, required=True, help="environment with gguf and numpy")
     parser.add_argument("--parameters", type=float, default=0.5e9)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--port", type=int, default=21490)
-    parser.add_argument(
-        "--engine", type=yaml.safe_load, default=None, help="options instead of the catalogue's, as YAML"
-    )
-    parser.add_argument("--only", help="just this one, and no table")
+    parser.add_argument("--only", help="servers whose names contain this, and no table; `conversations` for these")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     options = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="bench-serving-"))
     try:
-        folder = work / "large"
-        tiny_models.make_large(options.parameters, folder)
-        active = safetensors.describe(folder)["weight_bytes"]
-        engine = default_engine() if options.engine is None else options.engine
-        first, threads = tuned(folder, options.vllm, work, options.port, engine)
-        servers = [first, untuned(folder, options.vllm, work, options.port)]
-        if options.llama:
-            servers.append(llama(folder, options.llama, work, options.port, threads))
-        ceiling = reading(threads)
-        results = {
-            server.name: trial(server, work, options.tokens, options.turns)
-            for server in servers
-            if options.only in (None, server.name)
-        }
-        if options.only:
+        bench = Bench(options, work)
+        only = options.only or ""
+        for variant, users in {"int8": (INT8, "conversations"), "int4": (INT4,)}.items():
+            if any(only in user for user in users):
+                bench.make(variant)
+        cores = len(Host.here(work).cpus)
+        ceiling = reading(cores)
+        results = {label: bench.trial(label, make) for label, make in bench.contenders() if only in label}
+        spoken = bench.conversations() if only in "conversations" else []
+        if only:
             return 0
-        text = table(results, active, ceiling, threads)
     finally:
         shutil.rmtree(work)
+    made = ", ".join(f"{variant} {seconds:.1f} s" for variant, seconds in bench.made.items())
+    told = [
+        f"{report.here()}; a random Mistral of {bench.gib * GIB / 2e9:.2f} billion parameters. {cores} cores pull "
+        f"{ceiling / 1e9:.1f} GB/s from memory, which is the ceiling: a token of one client reads all weights once. "
+        f"Making a variant takes, for each GiB of bf16: {made}.",
+    ]
+    text = "\n".join([report.written(results, ceiling, told), "", *spoken])
     print(f"\n{text}")
     if options.write:
-        write(text)
+        report.draw(results)
+        report.write("serving", text)
     return 0
 
 

@@ -23,8 +23,8 @@ def prompt(client: int, turn: int, words: int = 48) -> str:
     return " ".join([f"Client {client} in turn {turn} says that", *(WORDS.split() * 10)[:words]])
 
 
-def stream(port: int, model: str, text: str, tokens: int) -> tuple[float, int]:
-    """Seconds to the first token, and how many came."""
+def stream(port: int, model: str, text: str, tokens: int) -> tuple[float, int, str]:
+    """Seconds to the first token, how many came, and what they say."""
     body = {
         "model": model,
         "prompt": text,
@@ -40,18 +40,29 @@ def stream(port: int, model: str, text: str, tokens: int) -> tuple[float, int]:
     answer = connection.getresponse()
     if answer.status != 200:
         raise RuntimeError(f"{answer.status}: {answer.read()[:500]!r}")
-    first, counted = 0.0, 0
+    first, counted, said = 0.0, 0, ""
     for line in answer:
         if not line.startswith(b"data: {"):
             continue
         event = json.loads(line[6:])
         first = first or time.perf_counter() - began
         counted = (event.get("usage") or {}).get("completion_tokens", counted)
+        said += event["choices"][0]["text"] if event.get("choices") else ""
     connection.close()
-    return first, counted
+    return first, counted, said
 
 
 def measure(port: int, model: str, clients: int, turns: int, tokens: int) -> Seen:
+    """Every turn is a question of its own."""
+    return together(port, model, clients, turns, tokens, conversation=False)
+
+
+def converse(port: int, model: str, clients: int, turns: int, tokens: int) -> Seen:
+    """Every turn begins with the questions and answers before it."""
+    return together(port, model, clients, turns, tokens, conversation=True)
+
+
+def together(port: int, model: str, clients: int, turns: int, tokens: int, *, conversation: bool) -> Seen:
     firsts: list[float] = []
     counts: list[int] = []
     failures: list[Exception] = []
@@ -59,8 +70,11 @@ def measure(port: int, model: str, clients: int, turns: int, tokens: int) -> See
 
     def work(client: int) -> None:
         try:
+            before = ""
             for turn in range(turns):
-                first, counted = stream(port, model, prompt(client, turn), tokens)
+                asked = before + prompt(client, turn)
+                first, counted, said = stream(port, model, asked, tokens)
+                before = f"{asked}{said} " if conversation else ""
                 with lock:
                     firsts.append(first)
                     counts.append(counted)

@@ -34,9 +34,34 @@ class Server:
             return False
 
 
+@dataclass(frozen=True)
+class Running:
+    seconds: float  # until it answered
+    group: int
+
+    def memory(self) -> int:
+        """Bytes of all its processes, what they share counted once."""
+        return sum(resident(path.parent) for path in Path("/proc").glob("[0-9]*/stat") if group_of(path) == self.group)
+
+
+def group_of(stat: Path) -> int:
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[2])
+    except OSError:
+        return 0  # it has just ended
+
+
+def resident(process: Path) -> int:
+    try:
+        lines = (process / "smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
 @contextmanager
-def running(server: Server, log: Path, timeout: float = 600.0) -> Iterator[float]:
-    """The seconds until it answered; stopped at the end, with all that it started."""
+def running(server: Server, log: Path, timeout: float = 600.0) -> Iterator[Running]:
+    """Started and waited for; stopped at the end, with all that it started."""
     if server.answers():
         raise RuntimeError(f"something else answers on {server.url}; stop it, or choose another --port")
     began = time.monotonic()
@@ -53,7 +78,7 @@ def running(server: Server, log: Path, timeout: float = 600.0) -> Iterator[float
                 if process.poll() is not None or time.monotonic() - began > timeout:
                     raise RuntimeError(f"{server.name} did not start; its last words:\n{log.read_text()[-2000:]}")
                 time.sleep(0.2)
-            yield time.monotonic() - began
+            yield Running(time.monotonic() - began, process.pid)
         finally:
             process.terminate()
             try:

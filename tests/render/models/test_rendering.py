@@ -159,12 +159,12 @@ def test_an_embeddings_model_is_one_stanza(tiny: Path, tmp_path: Path) -> None:
         "concurrent": 10,
         "timeout": 10,
     }
-    files, instances, said = render(tiny, tmp_path, {"tiny-embeddings": stanza})
+    files, instances, said = render(tiny, tmp_path, {"nomic-embed-text": stanza})
     assert files, said
-    options = yaml.safe_load(files["config/models/tiny-embeddings.yml"])
+    options = yaml.safe_load(files["config/models/nomic-embed-text.yml"])
     assert options["runner"] == "pooling"
     assert 0 < options["kv-cache-memory-bytes"] <= 2**26, "left out, vLLM asks for nearly all memory of the host"
-    assert instances[1]["hidden_size"] == 128
+    assert instances[1]["hidden_size"] == 768
 
 
 @pytest.mark.parametrize(

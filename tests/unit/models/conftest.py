@@ -28,10 +28,13 @@ Models = Callable[..., list[catalogue.Model]]
 
 @pytest.fixture
 def models(committed: dict[str, Any]) -> Models:
-    """The committed models, with overrides by model name."""
+    """The committed models, with overrides by model name; the one that makes vectors only where a test wants it."""
 
-    def parse(overrides: dict[str, Any] | None = None, extra: dict[str, Any] | None = None) -> list[catalogue.Model]:
+    def parse(
+        overrides: dict[str, Any] | None = None, extra: dict[str, Any] | None = None, *, vectors: bool = False
+    ) -> list[catalogue.Model]:
         stanzas = {**committed["citadel_models"], **(extra or {})}
+        overrides = {**(overrides or {}), **({} if vectors else {"nomic-embed-text": {"enabled": False}})}
         return catalogue.parse(catalogue.complete(stanzas, committed["citadel_models_defaults"], overrides))
 
     return parse

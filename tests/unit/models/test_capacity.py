@@ -67,23 +67,48 @@ def test_all_four_in_bf16_do_not_fit_128_gb(models: Any) -> None:
         capacity.plan(in_full(models), Host.sketched(24, 128 * 10**9))
 
 
-# 3 % of the memory may be the firmware's: the role host takes such a machine for one of 128 GiB
-@pytest.mark.parametrize("memory", [128, 128 * 0.97])
+# 2 % of the memory are the firmware's and the kernel's own on such a machine
+@pytest.mark.parametrize("memory", [128, 128 * 0.98])
 def test_the_smallest_host_carries_the_catalogue_as_it_comes(models: Any, memory: float) -> None:
-    plan = capacity.plan(models(), Host.sketched(16, round(memory * GIB)))
+    plan = capacity.plan(models(vectors=True), Host.sketched(16, round(memory * GIB)))
     variants = {one.need.instance: one.need.variant for one in plan.placed}
     assert variants["mixtral-8x7b"] == "bf16", "no AMX: a quantised mixture of experts does not run"
-    assert set(variants.values()) <= {"bf16", "int8", "int4"} and len(variants) == 4
+    assert set(variants.values()) <= {"bf16", "int8", "int4"} and len(variants) == 5
     assert sum(len(one.cpus) for one in plan.placed) == 16
     assert all(one.need.cache >= one.need.context_cache for one in plan.placed)
     told = plan.report()
     for words in (
-        "in bf16 the models need 150.3 GiB",
+        "in bf16 the models need 152.5 GiB",
         "mixtral-8x7b stays bf16: a quantised mixture of experts (int8) needs AMX",
         "mixtral-8x7b 4.0 GiB of 8.0 GiB",
-        "cores: 18 are wished and 16 there",
+        "cores: 20 are wished and 16 there",
     ):
         assert words in told
+
+
+def test_with_a_little_less_memory_it_carries_the_four(models: Any) -> None:
+    """The role host takes a machine that lacks 3 % for one of 128 GiB."""
+    least = Host.sketched(16, round(128 * 0.97 * GIB))
+    assert len(capacity.plan(models(), least).placed) == 4
+    with pytest.raises(DoesNotFit, match="leave out nomic-embed-text"):
+        capacity.plan(models(vectors=True), least)
+
+
+def test_a_model_that_makes_vectors_keeps_nothing_and_takes_a_batch_of_texts(models: Any) -> None:
+    plan = capacity.plan(models(vectors=True), ROOMY)
+    one = serving.instances(plan.placed, places())[-1]
+    assert plan.placed[-1].need.cache == 0
+    assert plan.placed[-1].need.weights == plan.placed[-1].need.files == 4 * 136_731_648, "in 32 bits"
+    narrow = capacity.plan(models({"nomic-embed-text": {"engine": {"dtype": "bfloat16"}}}, vectors=True), ROOMY)
+    assert narrow.placed[-1].need.weights == 2 * 136_731_648, "its files hold 32 bits, the engine 16"
+    assert narrow.placed[-1].need.files == 4 * 136_731_648
+    assert (one["options"]["runner"], one["port"], one["hidden_size"]) == ("pooling", 11404, 768)
+    assert one["options"]["max-num-queued-reqs"] == 40 * 100, "each text counts"
+    assert one["options"]["max-num-batched-tokens"] >= one["options"]["max-model-len"], "a text is read as a whole"
+    assert json.loads(one["options"]["hf-overrides"])["rope_parameters"]["factor"] == 2
+    (row,) = [line for line in plan.report().splitlines() if line.startswith("nomic") and line.endswith(" -")]
+    assert "1200s" in row or "600s" in row
+    assert "nomic" not in "".join(plan.notes)
 
 
 def test_with_amx_an_int8_mixtral_leaves_the_others_whole(models: Any) -> None:
@@ -101,6 +126,14 @@ def test_cores_are_taken_down_to_a_half_and_not_further(models: Any) -> None:
 def test_cores_that_are_named_stay(models: Any) -> None:
     plan = capacity.plan(models({"hermes-2": {"cpus": "0-3"}}), Host.sketched(16, 256 * GIB))
     assert plan.placed[1].cpus == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("memory", range(72, 124, 4))
+def test_int4_is_not_chosen_where_int8_fits(models: Any, memory: int) -> None:
+    host = Host.sketched(18, memory * GIB, isa="amx")
+    if "int4" in {one.need.variant for one in capacity.plan(models(), host).placed}:
+        with pytest.raises(DoesNotFit):
+            capacity.plan(models({model.name: {"variant": "int8"} for model in models()}), host)
 
 
 def test_variants_that_cannot_be_made_are_not_chosen(models: Any) -> None:

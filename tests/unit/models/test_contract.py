@@ -47,7 +47,7 @@ def test_a_contract_has_what_others_need(models: Any) -> None:
     assert found["url"] == "http://10.0.0.1:8000"
     vectors, hermes = found["models"]["vectors"], found["models"]["hermes-2"]
     assert [(one["name"], one["port"]) for one in vectors["instances"]] == [("vectors-1", 11410), ("vectors-2", 11510)]
-    assert (vectors["kind"], vectors["vector_size"]) == ("embeddings", 384)
+    assert (vectors["kind"], vectors["vector_size"], vectors["capabilities"]) == ("embeddings", 384, ())
     assert hermes["capabilities"] == ("streaming", "tools", "structured_output")
     assert hermes["objectives"]["p95_ms"] == 2500
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 
 import tools
 from tools.__main__ import VERBS
-from tools.deployment import base_of, contracts, each_server, limited, request, said
+from tools.deployment import ask, base_of, contracts, each_server, limited, request, said
 from tools.phases import Failure
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -183,6 +184,24 @@ def test_a_gateway_that_wants_a_key_gets_it(monkeypatch: pytest.MonkeyPatch) -> 
             request(url)
         monkeypatch.setenv("KEY", "ck_1_right")
         assert request(url)[1] == {"status": "healthy"}
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(("vector", "told"), [([0.6, 0.8], "one: a vector of 2"), ([0.0, 0.0], "an empty vector")])
+def test_a_model_that_makes_vectors_is_asked_for_one(vector: list[float], told: str) -> None:
+    class Vectors(Production):
+        def do_POST(self) -> None:
+            self.send_response(200 if self.path == "/v1/embeddings" else 404)
+            self.end_headers()
+            self.wfile.write(json.dumps({"model": "one", "data": [{"embedding": vector}]}).encode())
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Vectors)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+    try:
+        with pytest.raises(Failure, match=told) if not any(vector) else contextlib.nullcontext():
+            assert ask(f"http://127.0.0.1:{server.server_port}", "one", ["embeddings"]) == told
     finally:
         server.shutdown()
         server.server_close()
