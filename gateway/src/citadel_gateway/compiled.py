@@ -33,6 +33,7 @@ MODULES = (
     "reservation",
     "route",
     "routes",
+    "secured",
     "settlement",
     "sse",
     "step",

@@ -300,7 +300,9 @@ class ClientConnection:
         self._budget.left(self, self.peer)
 
     def eof_received(self) -> None:
-        pass  # who closes its half has left
+        """Who closes its half has left: the transport is closed when it has written what it has."""
+        if self.transport.get_write_buffer_size():
+            self._await_flush()
 
     def pause_writing(self) -> None:
         self.writable = asyncio.Event()
