@@ -174,7 +174,7 @@ class TestRecords:
         assert [seen.body["user"] == pad for seen in lab.simulators["phi"].seen] == [True, True]
 
     async def test_new_keys(self, lab: Lab, pair: Tls) -> None:
-        """`K` makes openssl's client ask for them: the gateway has to answer before it has anything to say."""
+        """`K` makes openssl's client change its own and ask for the gateway's."""
         words = ["s_client", "-connect", f"127.0.0.1:{lab.port()}", "-CAfile", pair.certificate]
         pipe = asyncio.subprocess.PIPE
         client = await asyncio.create_subprocess_exec(

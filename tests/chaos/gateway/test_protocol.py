@@ -9,6 +9,9 @@ import socket
 
 import pytest
 
+from citadel_gateway.budget import Budget
+from citadel_gateway.config import Server
+from citadel_gateway.protocol import ClientConnection, Cycle
 from tests.gateway.harness import MESSAGES, Lab, Raw, code_of, events, running, text_of
 from tests.gateway.simulator import Act, until
 
@@ -195,6 +198,33 @@ async def test_a_client_that_takes_nothing_is_let_go(behind: str) -> None:
             await until(lambda: lab.gateway.connections)
             await until(lambda: not lab.gateway.connections, 5.0)
             await lab.settled()
+
+
+class Stuck:
+    """A transport with a little left that nobody takes: too little to pause what writes."""
+
+    aborted = False
+
+    def get_write_buffer_size(self) -> int:
+        return 10
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+async def test_who_has_left_and_does_not_take_the_rest_is_let_go() -> None:
+    async def serve(cycle: Cycle) -> None:
+        """Nothing is asked."""
+
+    connection = ClientConnection(serve, Budget(Server(write_timeout=0.1), set()))
+    transport = Stuck()
+    connection.connection_made(transport)
+    connection.eof_received()
+    await until(lambda: transport.aborted, 3.0)
+    connection.connection_lost(None)
 
 
 async def test_who_reads_slowly_but_reads_gets_all_of_a_last_answer() -> None:
