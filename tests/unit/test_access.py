@@ -302,6 +302,7 @@ def test_back_to_the_rules_before_and_then_to_nothing(world: World) -> None:
     host.set(None, 60, act=True)
     host.confirm("", OPERATOR, None)
     assert files(world.root) == before and world.kernel == ""
+    assert not (world.root / "etc/citadel").exists() and not (world.root / "var/lib/citadel").exists()
 
 
 @pytest.mark.parametrize("broken", ["sshd -t -f", "sshd -t &&", "nft -c", "reload-or-restart", "systemd-run"])

@@ -292,7 +292,8 @@ class Host:
         """The role is gone, and so is what it needed for itself."""
         for path in (*SAFETY, SCRIPT):
             self.real.inside(path).unlink(missing_ok=True)
-        for folder in (self.home, self.home.parent / "before", self.home.parent / "declared", self.home.parent):
+        state, rules = self.home.parent, self.real.inside(RULES).parent
+        for folder in (self.home, state / "before", state / "declared", state, rules):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         self.real.act("systemctl", "daemon-reload")
