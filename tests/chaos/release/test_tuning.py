@@ -73,7 +73,11 @@ def test_from_the_first_plan_over_a_reboot_to_the_undo(box: Box, keeper: Keeper)
     assert box.run("systemctl", "--failed", "--no-legend").stdout == ""
     assert keeper.drift() == [] and not keeper.tune(tuning_sysctl=wanted)["changed"]
 
-    box.run("sh", "-c", "echo net.core.somaxconn = 1024 > /etc/sysctl.d/95-other.conf; sysctl -q --system")
+    box.run(
+        "sh",
+        "-c",
+        "echo net.core.somaxconn = 1024 > /etc/sysctl.d/95-other.conf; sysctl -qp /etc/sysctl.d/95-other.conf",
+    )
     box.run("sh", "-c", "echo >> /etc/udev/rules.d/65-citadel-llm.rules; systemctl disable citadel-tuning.service")
     found = {one["item"]: one for one in keeper.drift()}
     assert {one["owner"] for one in found.values()} == {"tuning"}
