@@ -357,7 +357,7 @@ def test_systemd_is_told_of_a_unit_whose_file_has_just_come(root: Path) -> None:
 class Mounts(Machine):
     def _run(self, command: Any) -> str:
         self.done.append(" ".join(command))
-        options = ",".join(one for one in command[2].split(",")[1:] if one not in {"strictatime", "relatime"})
+        options = ",".join(one for one in command[2].split(",")[1:] if one not in {"strictatime", "atime"})
         put(self.root, "/proc/self/mountinfo", f"36 35 8:1 / /opt/models {options} - ext4 /dev/vdb rw\n")
         return ""
 
@@ -367,7 +367,7 @@ def test_a_mount_option_is_set_and_the_old_ones_come_back(root: Path) -> None:
     wanted = items({"kind": "mount", "name": "/opt/models", "desired": "noatime"})
     assert bring_about("one", wanted, act=True, host=mounts).before == ["mount /opt/models: rw,relatime"]
     bring_about("one", [], act=True, host=mounts)
-    assert mounts.done == ["mount -o remount,noatime /opt/models", "mount -o remount,rw,relatime /opt/models"]
+    assert mounts.done == ["mount -o remount,noatime /opt/models", "mount -o remount,atime,rw,relatime /opt/models"]
 
 
 @pytest.mark.parametrize(
@@ -481,7 +481,7 @@ def test_the_kernels_default_of_a_mount_comes_back_by_its_name(root: Path) -> No
     mounts = Mounts(root)
     bring_about("one", items({"kind": "mount", "name": "/opt/models", "desired": "noatime"}), act=True, host=mounts)
     bring_about("one", [], act=True, host=mounts)
-    assert mounts.done[-1] == "mount -o remount,rw,strictatime /opt/models"
+    assert mounts.done[-1] == "mount -o remount,atime,rw,strictatime /opt/models"
 
 
 def test_what_a_command_told_is_asked_again_after_an_act(root: Path) -> None:
@@ -491,3 +491,26 @@ def test_what_a_command_told_is_asked_again_after_an_act(root: Path) -> None:
     machine.act("systemctl", "reload", "ssh")
     machine.ask("sshd", "-T")
     assert machine.done == ["sshd -T", "systemctl reload ssh", "sshd -T"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (SWAPPINESS, "sysctl vm.swappiness could not be put back: it was 60 and is 1"),
+        (
+            {"kind": "mount", "name": "/opt/models", "desired": "noatime"},
+            "mount /opt/models could not be put back: it was rw,relatime and is noatime",
+        ),
+    ],
+)
+def test_an_undo_is_read_back_too(
+    root: Path, given: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = Mounts(root)
+    bring_about("one", items(given), act=True, host=mounts)
+    monkeypatch.setattr("citadel.kinds.write_value", lambda path, value: None)
+    monkeypatch.setattr(mounts, "_run", lambda command: "")
+    with pytest.raises(DeclarationError) as failure:
+        bring_about("one", [], act=True, host=mounts)
+    assert str(failure.value) == said
+    assert (root / declarations.PLACE / "before/one.json").exists(), "it can be tried again"

@@ -146,8 +146,11 @@ class Values(Kind):
     def restore(self, host: Host, item: Item, kept: Any) -> None:
         for place, value in kept.items():
             path = host.inside(place)
-            if path.exists() and chosen(path.read_text()) != value:
-                write_value(path, value)
+            if not path.exists() or chosen(path.read_text()) == value:
+                continue
+            write_value(path, value)
+            if (now := chosen(path.read_text())) != value:
+                raise CannotError(f"it was {value} and is {now}")
 
     def problem(self, host: Host, item: Item) -> str:
         with contextlib.suppress(NotHereError):
@@ -472,8 +475,13 @@ class Mount(Kind):
 
     def restore(self, host: Host, item: Item, kept: Any) -> None:
         with contextlib.suppress(NotHereError):
-            if self.keep(host, item) != kept:
-                host.act("mount", "-o", f"remount,{','.join(kept)}", item.name)
+            if self.keep(host, item) == kept:
+                return
+            # mount of util-linux 2.38 keeps noatime beside relatime unless it is told to give it up
+            words = kept if "noatime" in kept else ["atime", *kept]
+            host.act("mount", "-o", f"remount,{','.join(words)}", item.name)
+            if (now := self.keep(host, item)) != kept:
+                raise CannotError(f"it was {','.join(kept)} and is {','.join(now)}")
 
     def cause(self, host: Host, item: Item, found: Any) -> str:
         return "it was mounted anew; /etc/fstab or its mount unit may say otherwise"
