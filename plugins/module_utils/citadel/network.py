@@ -24,6 +24,8 @@ HOME = "var/lib/citadel/network"
 REVERT = "host-network-revert"
 UNIT = f"etc/systemd/system/{REVERT}.service"
 WANTS = f"etc/systemd/system/multi-user.target.wants/{REVERT}.service"
+# to the moment: by itself systemd would take up to a minute longer, to do several things at once
+LATER = ("systemd-run", "--quiet", "--timer-property=AccuracySec=100ms")
 DEVICE = re.compile(r"[a-z][a-z0-9_.-]{0,14}")
 
 
@@ -140,7 +142,7 @@ class Network:
             # whoever confirms renames it too, and who is first decides
             f"#!/bin/sh\nmv /{HOME}/armed /{HOME}/reverting 2>/dev/null || [ -e /{HOME}/reverting ] || exit 0\n"
             f"{back}\nnetplan apply\n"
-            f"rm -f /{HOME}/reverting /{UNIT} /{WANTS}\n",
+            f"rm -f /{HOME}/reverting /{HOME}/applied /{UNIT} /{WANTS}\n",
             0o700,
         )
         files.write(
@@ -156,8 +158,7 @@ class Network:
             self.run(["systemctl", "enable", "--quiet", f"{REVERT}.service"])
             self.run(
                 [
-                    "systemd-run",
-                    "--quiet",
+                    *LATER,
                     f"--unit={REVERT}-timer",
                     f"--on-active={patience}s",
                     "/bin/sh",
@@ -167,7 +168,7 @@ class Network:
             files.write(self.file, text, 0o600)
             self.run(["netplan", "generate"])
             apply = f"netplan apply; touch /{HOME}/applied"
-            self.run(["systemd-run", "--quiet", f"--unit={REVERT}-apply", "--on-active=1s", "/bin/sh", "-c", apply])
+            self.run([*LATER, f"--unit={REVERT}-apply", "--on-active=1s", "/bin/sh", "-c", apply])
         except NetworkError:
             self.undo(had)
             raise
