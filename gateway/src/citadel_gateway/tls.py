@@ -62,7 +62,7 @@ def opened(settings: Tls) -> tuple[ssl.SSLContext, float]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["http/1.1"])
-    context.num_tickets = 0  # each costs as much as it spares a client that comes back, and few do
+    context.num_tickets = 0  # each costs a tenth of a handshake, and few come back with one
     try:
         # a pass phrase would be asked for on a terminal that is not there
         context.load_cert_chain(settings.certificate, settings.key, password="")
