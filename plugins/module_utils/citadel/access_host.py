@@ -41,10 +41,7 @@ FIREWALL_TEXT = f"""\
 Description=Citadel firewall, who may reach this server
 ConditionPathExists={RULES}
 DefaultDependencies=no
-# its start empties all tables, also ours
 After=local-fs.target nftables.service
-PartOf=nftables.service
-ReloadPropagatedFrom=nftables.service
 Wants=network-pre.target
 Before=network-pre.target
 
@@ -57,6 +54,15 @@ ExecStop=-/usr/sbin/nft delete table inet {TABLE}
 
 [Install]
 WantedBy=sysinit.target
+"""
+# The host's own firewall empties all tables, ours too, whenever it starts, stops or is reloaded.
+BESIDE = f"{UNITS}/nftables.service.d/50-citadel.conf"
+BESIDE_TEXT = f"""\
+# citadel-llm: the role `access` writes it.
+[Service]
+ExecStartPost=-/usr/sbin/nft -f {RULES}
+ExecReload=-/usr/sbin/nft -f {RULES}
+ExecStopPost=-/usr/sbin/nft -f {RULES}
 """
 REVERT_TEXT = f"""\
 # citadel-llm: the role `access` writes it.
@@ -172,6 +178,12 @@ class Host:
                     "content",
                     {**owned, "content": FIREWALL_TEXT, "then": [["systemctl", "daemon-reload"]]},
                 ),
+                Item(
+                    "file",
+                    BESIDE,
+                    "content",
+                    {**owned, "content": BESIDE_TEXT, "then": [["systemctl", "daemon-reload"]]},
+                ),
                 Item("unit", FIREWALL, "enabled active"),
                 Item(
                     "command",
@@ -244,7 +256,7 @@ class Host:
         for path, text in SAFETY.items():
             access_revert.put(self.root, path, text)
         store = Store(Path("/"), OWNER)
-        paths = [RULES, FIREWALL_UNIT, FIREWALL_LINK, DROP_IN, str(store.declaration), str(store.kept)]
+        paths = [RULES, FIREWALL_UNIT, FIREWALL_LINK, BESIDE, DROP_IN, str(store.declaration), str(store.kept)]
         before = {"files": {path: kept(self.root, path) for path in paths}, "loaded": self.loaded()}
         write(self.home / ARMED, json.dumps(before), 0o600)
         self.real.act("systemctl", "daemon-reload")
@@ -292,8 +304,8 @@ class Host:
         """The role is gone, and so is what it needed for itself."""
         for path in (*SAFETY, SCRIPT):
             self.real.inside(path).unlink(missing_ok=True)
-        state, rules = self.home.parent, self.real.inside(RULES).parent
-        for folder in (self.home, state / "before", state / "declared", state, rules):
+        state, rules, beside = self.home.parent, self.real.inside(RULES).parent, self.real.inside(BESIDE).parent
+        for folder in (self.home, state / "before", state / "declared", state, rules, beside):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         self.real.act("systemctl", "daemon-reload")
