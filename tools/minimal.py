@@ -27,7 +27,8 @@ def check(journal: Journal, lab: Lab, show: Callable[[str], str | None]) -> None
     reports = REPORTS / "minimal"
     shutil.rmtree(reports, ignore_errors=True)
     reports.mkdir(parents=True)
-    # beside the trees, where there is space for what pip and npm bring
+    # beside the trees, where there is space for what pip and npm bring; a fresh machine has none yet
+    lab.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=lab.cache, prefix="minimal-") as folder:
         work = Path(folder)
         copy_checkout(work / "checkout")
