@@ -18,6 +18,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -83,7 +84,7 @@ class Host:
         return done.stdout
 
 
-class Kind:
+class Kind(ABC):
     """What every kind answers; most need `read` and `set` alone."""
 
     options: ClassVar[frozenset[str]] = frozenset()
@@ -96,11 +97,11 @@ class Kind:
         """In the form that `read` gives."""
         return str(item.desired)
 
-    def read(self, host: Host, item: Item) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def read(self, host: Host, item: Item) -> Any: ...
 
-    def set(self, host: Host, item: Item) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def set(self, host: Host, item: Item) -> None: ...
 
     def untouchable(self, host: Host, item: Item) -> str:
         """Why this host must not set it, found before anything is changed; empty where it may."""
@@ -125,9 +126,9 @@ class Kind:
 class Values(Kind):
     """Values that the kernel shows as files: one, or the same one in several places."""
 
+    @abstractmethod
     def paths(self, host: Host, item: Item) -> list[Path]:
         """Never empty: without a place it says why."""
-        raise NotImplementedError
 
     def read(self, host: Host, item: Item) -> Any:
         return ", ".join(sorted(set(self.keep(host, item).values())))
@@ -627,6 +628,9 @@ class Space(Kind):
         own = os.path.ismount(path) and path == host.inside(item.name)
         what = "its file system" if own else "the file system that it lies on"
         raise NotHereError(f"{what} has {usage.total / GIB:.1f} GiB: mount a larger one there, or ask for less")
+
+    def set(self, host: Host, item: Item) -> None:
+        """Nothing: it fits, or `read` has said why it does not."""
 
     def keep(self, host: Host, item: Item) -> Any:
         return None
