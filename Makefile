@@ -33,11 +33,12 @@ bench-deploy: ## time a cold demo, a warm one, and a deploy that changes nothing
 bench-gateway: ## the gateway beside others, in one run
 bench-hostile: ## hostile clients beside an innocent one, for half an hour, on the gateway and on others
 bench-serving: ## tuned vLLM and its variants beside an untuned one and llama.cpp; vectors that have to mean something
+bench-host: ## what hugepages, governor, NUMA, cores and read-ahead are worth to a model that serves
 bench-accuracy: ## what int8 and int4 cost a small language model that is trained on the spot
 lock: ## pin what requirements/*.in ask for anew, where that has changed: ONLY=gateway UPGRADE=fastapi
 
 VERBS = demo plan deploy rollback releases keys smoke status validate drift untune destroy capacity variants audit gateway \
-	check test mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving bench-accuracy lock
+	check test mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving bench-host bench-accuracy lock
 .PHONY: $(VERBS)
 $(VERBS):
 	@$(PYTHON) -m tools $@

@@ -36,6 +36,7 @@ VERBS: dict[str, Callable[[], None]] = {
     "bench-gateway": benchmark.gateway,
     "bench-hostile": benchmark.hostile,
     "bench-serving": benchmark.serving,
+    "bench-host": benchmark.host,
     "bench-accuracy": benchmark.accuracy,
 }
 

@@ -74,12 +74,22 @@ def serving() -> None:
     journal.finish()
 
 
+def host() -> None:
+    """What each group of a host's settings is worth to a model that serves."""
+    vllm_alone("bench-host", "tests.bench.host")
+
+
 def accuracy() -> None:
     """What int8 and int4 cost a small language model that is trained here, as vLLM reads a text with them."""
-    journal = Journal("bench-accuracy")
+    vllm_alone("bench-accuracy", "tests.bench.accuracy")
+
+
+def vllm_alone(verb: str, module: str) -> None:
+    """What needs the pinned vLLM and nothing else."""
+    journal = Journal(verb)
     toolchain.python_tools(journal)
     vllm = toolchain.built(journal, "vllm")
-    run: list[str | Path] = [toolchain.program("python"), "-m", "tests.bench.accuracy", "--vllm", vllm, "--write"]
+    run: list[str | Path] = [toolchain.program("python"), "-m", module, "--vllm", vllm, "--write"]
     journal.phase("measure", run, toolchain.paths(), show=lambda line: line)
     journal.finish()
 

@@ -117,7 +117,7 @@ NEEDS = (
     # of the role environment, which tests run on this machine too
     Need("util-linux", frozenset({"test"}), "flock"),
     # a core for each side of a measurement
-    Need("util-linux", frozenset({"bench-gateway", "bench-hostile", "bench-serving"}), "taskset"),
+    Need("util-linux", frozenset({"bench-gateway", "bench-hostile", "bench-serving", "bench-host"}), "taskset"),
     # of the role host likewise, and what reads the settings of needrestart
     Need("libc-bin", CHECK, "getent"),
     Need("dpkg", CHECK, "dpkg-query"),
@@ -151,7 +151,11 @@ NEEDS = (
     Need("binutils", frozenset({"bench-serving"}), "ar ranlib"),
     Need("cmake", frozenset({"bench-serving"}), "cmake"),
     Need("ninja-build", frozenset({"bench-serving"}), "ninja"),
-    Need("libtcmalloc-minimal4", frozenset({"bench-serving"}), there=lambda: any(Path("/usr/lib").glob(TCMALLOC))),
+    Need(
+        "libtcmalloc-minimal4",
+        frozenset({"bench-serving", "bench-host"}),
+        there=lambda: any(Path("/usr/lib").glob(TCMALLOC)),
+    ),
 )
 
 

@@ -14,36 +14,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from citadel import catalogue, fetch, making, safetensors
-from citadel.architecture import Architecture
-from citadel.sources import source_of
 from citadel.topology import GIB, Host
-from citadel.variants import hindrance
-from lab import tiny_models
 from tests.bench.serving import report
 from tests.bench.serving.bandwidth import reading
 from tests.bench.serving.load import converse, measure
+from tests.bench.serving.made import NAME, Made
 from tests.bench.serving.report import BF16, CLIENTS, INT4, INT8, Q4, Q8, UNTUNED, Result
 from tests.bench.serving.servers import Server, running
-from tests.bench.serving.units import api_server, committed, unit
+from tests.bench.serving.units import api_server
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-NAME, REVISION = "large", "1"
-STANZA = {
-    "repository": "made/here",
-    "revision": REVISION,
-    "context": 2048,
-    "batched_tokens": 2048,
-    "sequences": 32,
-    "concurrent": 64,
-    "timeout": 60,
-    "kv_cache_gib": 1,
-}
 # what may win or lose where every turn repeats the turns before
 HABITS: Mapping[str, Mapping[str, Any]] = {
     "as the catalogue comes": {},
@@ -56,46 +40,21 @@ HABITS: Mapping[str, Mapping[str, Any]] = {
 
 class Bench:
     def __init__(self, options: argparse.Namespace, work: Path) -> None:
-        self.options = options
-        self.work = work
-        self.store = work / "models"
-        self.made: dict[str, float] = {}  # variant -> seconds for a GiB of bf16
-        self.source = work / "source"
-        tiny_models.make_large(options.parameters, self.source)
-        place = {"kind": "directory", "path": str(self.source)}
-        fetch.fetch(NAME, source_of(NAME, "", REVISION, place), REVISION, self.store)
-        self.stanza = {**STANZA, "source": place, "port": options.port}
-        self.gib = safetensors.describe(self.folder("bf16"))["weight_bytes"] / GIB
+        self.options, self.work = options, work
+        self.made = Made(options.parameters, options.vllm, options.port, work)
 
-    def folder(self, variant: str) -> Path:
-        (model,) = catalogue.parse(catalogue.complete({NAME: {**self.stanza, "cores": 1}}, defaults()))
-        return self.store / NAME / model.weights[variant].revision
-
-    def hindrance(self, variant: str) -> str:
-        (model,) = catalogue.parse(catalogue.complete({NAME: {**self.stanza, "cores": 1}}, defaults()))
-        architecture = Architecture.of(safetensors.describe(self.folder("bf16"))["config"])
-        return hindrance(model, variant, architecture, Host.here(self.work).processor)
-
-    def make(self, variant: str) -> None:
-        began = time.monotonic()
-        workshop = making.Workshop(self.options.vllm / "bin/python")
-        making.make(self.folder("bf16"), STANZA["repository"], variant, workshop)  # type: ignore[arg-type]
-        self.made[variant] = (time.monotonic() - began) / self.gib
-        print(f"{variant}: made at {self.made[variant]:.1f} s for each GiB of bf16", flush=True)
-
-    def tuned(self, label: str, variant: str, **engine: Any) -> tuple[Server, int]:
-        stanza = {**self.stanza, "variant": variant, "engine": engine}
-        one = unit(label, NAME, stanza, self.options.vllm, self.work)
-        return one.server, safetensors.describe(self.folder(variant))["weight_bytes"]
+    def tuned(self, label: str, variant: str) -> tuple[Server, int]:
+        return self.made.tuned(label, variant), self.made.weights(variant)
 
     def untuned(self) -> tuple[Server, int]:
         """vLLM as it comes, but for the room of its cache: its own choice is nearly all memory of the machine."""
-        command = (*api_server(self.options.vllm), "--model", str(self.folder("bf16")), "--served-model-name", NAME)
+        model = ("--model", str(self.made.folder("bf16")), "--served-model-name", NAME)
+        command = (*api_server(self.options.vllm), *model)
         more = ("--port", str(self.options.port), "--host", "127.0.0.1", "--kv-cache-memory-bytes", str(GIB))
         cache = str(self.work / "untuned-cache")
         environment = {**OFFLINE, "VLLM_CACHE_ROOT": cache, "HOME": cache}
         server = Server(UNTUNED, (*command, *more), self.options.port, NAME, environment)
-        return server, safetensors.describe(self.folder("bf16"))["weight_bytes"]
+        return server, self.made.weights("bf16")
 
     def llama(self, label: str, kind: str) -> tuple[Server, int]:
         """With a place for each client, every core, and the attention that is fastest."""
@@ -103,7 +62,7 @@ class Bench:
         programs = self.options.llama
         if not whole.exists():
             maker = Path(__file__).with_name("gguf_file.py")
-            subprocess.run([self.options.gguf / "bin/python", maker, self.source, whole], check=True)
+            subprocess.run([self.options.gguf / "bin/python", maker, self.made.source, whole], check=True)
         quantise = [programs / "llama-quantize", "--allow-requantize", whole, file, kind]
         subprocess.run(quantise, check=True, capture_output=True)
         cores, clients = str(len(Host.here(self.work).cpus)), max(CLIENTS)
@@ -119,7 +78,7 @@ class Bench:
         yield UNTUNED, self.untuned
         yield BF16, lambda: self.tuned(BF16, "bf16")
         for label, variant in ((INT8, "int8"), (INT4, "int4")):
-            yield label, self.hindrance(variant) or (lambda l=label, v=variant: self.tuned(l, v))  # noqa: E741
+            yield label, self.made.hindrance(variant) or (lambda l=label, v=variant: self.tuned(l, v))  # noqa: E741
         for label, kind in ((Q8, "Q8_0"), (Q4, "Q4_0")):
             yield label, lambda l=label, k=kind: self.llama(l, k)  # noqa: E741
 
@@ -155,7 +114,7 @@ class Bench:
         """Four clients at once, whose every turn begins with all that was said before."""
         lines = ["| int8, four conversations of four turns | tokens/s | first token |", "|---|---|---|"]
         for label, engine in HABITS.items():
-            server, _ = self.tuned(label, "int8", **engine)
+            server = self.made.tuned(label, "int8", **engine)
             try:
                 with running(server, self.log(label)):
                     measure(server.port, server.model, 2, 1, 8)
@@ -166,10 +125,6 @@ class Bench:
                 lines.append(f"| {label} | {seen.per_second:.1f} | {seen.first_token:.2f} s |")
             print(lines[-1], flush=True)
         return lines
-
-
-def defaults() -> Any:
-    return committed()["citadel_models_defaults"]
 
 
 def main() -> int:
@@ -190,7 +145,7 @@ def main() -> int:
         only = options.only or ""
         for variant, users in {"int8": (INT8, "conversations"), "int4": (INT4,)}.items():
             if any(only in user for user in users):
-                bench.make(variant)
+                bench.made.make(variant)
         cores = len(Host.here(work).cpus)
         ceiling = reading(cores)
         results = {label: bench.trial(label, make) for label, make in bench.contenders() if only in label}
@@ -199,9 +154,9 @@ def main() -> int:
             return 0
     finally:
         shutil.rmtree(work)
-    made = ", ".join(f"{variant} {seconds:.1f} s" for variant, seconds in bench.made.items())
+    made = ", ".join(f"{variant} {seconds:.1f} s" for variant, seconds in bench.made.seconds.items())
     told = [
-        f"{report.here()}; a random Mistral of {bench.gib * GIB / 2e9:.2f} billion parameters. {cores} cores pull "
+        f"{report.here()}; a random Mistral of {bench.made.gib * GIB / 2e9:.2f} billion parameters. {cores} cores pull "
         f"{ceiling / 1e9:.1f} GB/s from memory, which is the ceiling: a token of one client reads all weights once. "
         f"Making a variant takes, for each GiB of bf16: {made}.",
     ]
