@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,18 +11,11 @@ from typing import Any
 import pytest
 
 from citadel import access
-from lab import handover
 from lab.machine import wait
 from lab.settings import USER
 from tests.chaos.release.conftest import Box
+from tests.chaos.release.plays import Controller, roles
 
-ROOT = Path(__file__).parents[3]
-PLAY = """\
-- hosts: llm_servers
-  gather_facts: false
-  become: true
-  roles: [access]
-"""
 PORTS = {"api": 8000, "management": 8002, "health": 8080, "export": 9090}
 CONTRACT: dict[str, Any] = {"ports": PORTS, "models": {}}
 DOORS = (22, *PORTS.values(), 11400)
@@ -44,16 +34,12 @@ systemctl reload ssh
 """
 
 
-class Operator:
+class Operator(Controller):
     """Somebody who reaches the box by ssh, from the address of the lab's gateway or from one beside it."""
 
-    def __init__(self, box: Box, folder: Path) -> None:
-        handover.ssh_settings(box.machine.lab)
-        self.box, self._folder, self._lab = box, folder, box.machine.lab
-        self.home = self._lab.gateway
-        (folder / "play.yml").write_text(PLAY)
-        common = f"ansible_ssh_common_args='-F {self._lab.directory}/ssh_config'"
-        (folder / "hosts").write_text(f"[llm_servers]\nbox {common} ansible_user={USER}\n")
+    @property
+    def home(self) -> str:
+        return self.lab.gateway
 
     def policy(self, profile: str, **said: Any) -> dict[str, Any]:
         given = {
@@ -61,49 +47,25 @@ class Operator:
             "root_login": "no",
             "ssh_port": 22,
             "management": [self.home],
-            "clients": [str(self._lab.network[38])],
-            "metrics": [str(self._lab.network[37])],
+            "clients": [str(self.lab.network[38])],
+            "metrics": [str(self.lab.network[37])],
             "side_address": "",
             **said,
         }
         return access.Policy.of(given, CONTRACT).as_dict()
 
-    def play(self, policy: dict[str, Any], *options: str, **variables: Any) -> tuple[int, dict[str, Any], str]:
-        """The status, the results of tasks by name, and all that was said."""
-        settings = self._folder / "variables.json"
-        settings.write_text(json.dumps({"access_policy": policy, **variables}))
-        program = Path(sys.executable).with_name("ansible-playbook")
-        command = (program, "-i", self._folder / "hosts", self._folder / "play.yml", "-e", f"@{settings}")
-        done = subprocess.run(
-            [*map(str, command), *options],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
-                "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self._lab.sockets),
-                "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert "{" in done.stdout, done.stdout + done.stderr
-        [play] = json.JSONDecoder().raw_decode(done.stdout[done.stdout.index("{") :])[0]["plays"]
-        tasks = {task["task"]["name"]: task["hosts"]["box"] for task in play["tasks"] if "box" in task["hosts"]}
-        return done.returncode, tasks, done.stdout + done.stderr
-
     def set(self, policy: dict[str, Any], **variables: Any) -> list[Any]:
         """What it changed."""
-        status, tasks, told = self.play(policy, **variables)
-        assert status == 0, told[-4000:]
-        return [task.get("diff", task) for task in tasks.values() if task.get("changed")]
+        done = self.run(access_policy=policy, **variables)
+        assert done.status == 0, done.told[-4000:]
+        return [task.get("diff", task) for task in done.results.values() if task.get("changed")]
 
     def scan(self, octet: int) -> list[int]:
         """Which doors open to somebody with this address of the lab's network."""
         found = []
         for port in DOORS:
             try:
-                socket.create_connection((self.box.address, port), 0.7, (str(self._lab.network[octet]), 0)).close()
+                socket.create_connection((self.box.address, port), 0.7, (str(self.lab.network[octet]), 0)).close()
                 found.append(port)
             except OSError:
                 pass
@@ -111,7 +73,7 @@ class Operator:
 
     def comes_in(self, user: str = USER) -> bool:
         """Over a connection of its own."""
-        settings = ["-F", f"{self._lab.directory}/ssh_config", "-o", "ControlPath=none", "-o", "BatchMode=yes"]
+        settings = ["-F", f"{self.lab.directory}/ssh_config", "-o", "ControlPath=none", "-o", "BatchMode=yes"]
         command = ["ssh", *settings, "-o", "ConnectTimeout=3", f"{user}@box", "true"]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
@@ -138,7 +100,7 @@ def operator(box: Box, tmp_path: Path) -> Iterator[Operator]:
     box.run("nft", FOREIGN)
     ports = ", ".join(map(str, DOORS[1:]))
     box.run("systemd-run", "--collect", "--unit=doors", "python3", "-c", LISTEN % ports)
-    operator = Operator(box, tmp_path)
+    operator = Operator(box, tmp_path, roles("access"), USER)
     wait(lambda: operator.scan(1) == [*DOORS], 10, "the doors of the box do not open")
     yield operator
     box.run("sh", "-c", CLEAR, check=False)
@@ -149,7 +111,7 @@ def operator(box: Box, tmp_path: Path) -> Iterator[Operator]:
 def test_each_profile_opens_its_doors_and_the_way_back_leads_to_the_byte(box: Box, operator: Operator) -> None:
     before = state(box)
     closed, loose = operator.policy("production"), operator.policy("development")
-    assert operator.play(closed, "--check")[0] == 0
+    assert operator.run("--check", access_policy=closed).status == 0
     assert state(box) == before
     assert operator.set(closed)
     # management, metrics, clients, and one who is nobody
@@ -176,12 +138,15 @@ def test_each_profile_opens_its_doors_and_the_way_back_leads_to_the_byte(box: Bo
 def test_who_would_be_shut_out_is_told_before_anything_has_changed(box: Box, operator: Operator) -> None:
     before = state(box)
     elsewhere = operator.policy("production", management=["10.1.2.3"])
-    status, tasks, _ = operator.play(elsewhere)
-    said = tasks["access : Set who may come in, for a moment"]["msg"]
-    assert status and f"box is reached from {operator.home}, and access_management has 10.1.2.3/32: that would" in said
-    status, tasks, _ = operator.play(operator.policy("production", ssh_port=2222))
-    said = tasks["access : Set who may come in, for a moment"]["msg"]
-    assert status and "is reached on port 22, and access_ssh_port is 2222" in said
+    refused = operator.run(access_policy=elsewhere)
+    said = refused.results["access : Set who may come in, for a moment"]["msg"]
+    assert (
+        refused.status
+        and f"box is reached from {operator.home}, and access_management has 10.1.2.3/32: that would" in said
+    )
+    refused = operator.run(access_policy=operator.policy("production", ssh_port=2222))
+    said = refused.results["access : Set who may come in, for a moment"]["msg"]
+    assert refused.status and "is reached on port 22, and access_ssh_port is 2222" in said
     assert state(box) == before
 
 
@@ -194,8 +159,8 @@ def test_a_lock_out_lasts_as_long_as_the_timer(box: Box, operator: Operator) -> 
     hook = "[Service]\nExecStartPost=/usr/sbin/nft -f /run/trap\n"
     folder = "/etc/systemd/system/host-firewall.service.d"
     box.run("sh", "-c", f"mkdir {folder}; printf '{hook}' > {folder}/trap.conf")
-    status, _, told = operator.play(operator.policy("production"), access_patience=25)
-    assert status and "let nobody in anew" in told and "puts its ssh and firewall back" in told
+    done = operator.run(access_policy=operator.policy("production"), access_patience=25)
+    assert done.status and "let nobody in anew" in done.told and "puts its ssh and firewall back" in done.told
     assert not operator.comes_in()
     box.run("nft", "delete table inet trap")  # the trap itself is no business of ours
     box.run("rm", "-r", folder)

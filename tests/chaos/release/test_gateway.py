@@ -14,7 +14,7 @@ import pytest
 from citadel.release.probe import Connection, StrangerError, listed
 from tests.chaos.release.box.content import content
 from tests.chaos.release.conftest import Box, Client
-from tests.chaos.release.test_role import Controller
+from tests.chaos.release.plays import Deployer
 
 GATEWAY = "/opt/citadel/envs/gateway-111111111111"
 MODELS = ("alpha", "beta")
@@ -54,7 +54,7 @@ UNLIMITED = {
 
 
 @pytest.fixture
-def controller(box: Box, tmp_path: Path) -> Controller:
+def deployer(box: Box, tmp_path: Path) -> Deployer:
     if sys.version_info[:2] != (3, 11):
         pytest.skip("the gateway's packages of these tests are for another Python than the box has (3.11)")
     box.clear()
@@ -64,13 +64,11 @@ def controller(box: Box, tmp_path: Path) -> Controller:
     python.parent.mkdir(parents=True)
     python.write_text(PYTHON)
     python.chmod(0o755)
-    controller = Controller(box, tmp_path)
-    (tmp_path / "play.yml").write_text(PLAY)
-    return controller
+    return Deployer(box, tmp_path, PLAY)
 
 
 def deploy(
-    controller: Controller,
+    deployer: Deployer,
     models: dict[str, dict[str, Any]] | None = None,
     profile: str = "development",
     **settings: Any,
@@ -78,7 +76,7 @@ def deploy(
     models = models or {name: {} for name in MODELS}
     files = {p: text for p, text in content(models).items() if "gateway" not in p and not p.startswith("host/")}
     files.pop("units/citadel-recover.service")
-    done = controller.play(
+    done = deployer.play(
         {},
         release_files="{{ model_files | combine(gateway_release_files) }}",
         model_files=files,
@@ -103,8 +101,8 @@ def deploy(
         gateway_settings=settings,
         release_environments={"gateway": GATEWAY},
     )
-    outcome = done.get("release : End proven, or as before", {}).get("outcome")
-    assert outcome and outcome["good"], (outcome or {}).get("said", controller.told[-3000:])
+    outcome = done.results.get("release : End proven, or as before", {}).get("outcome")
+    assert outcome and outcome["good"], (outcome or {}).get("said", done.told[-3000:])
     return str(outcome["release"])
 
 
@@ -135,33 +133,33 @@ class Streams(Client):
 
 
 def test_deploy_and_rollback_of_the_gateway_under_load(
-    box: Box, controller: Controller, client: Callable[..., Client]
+    box: Box, deployer: Deployer, client: Callable[..., Client]
 ) -> None:
-    first = deploy(controller)
+    first = deploy(deployer)
     with client(*MODELS, *MODELS) as asking, Streams(box.address, [*MODELS, *MODELS]) as streaming:
-        second = deploy(controller, health={"interval": 20.0})
+        second = deploy(deployer, health={"interval": 20.0})
         assert box.live == second != first
-        rollback(controller)
+        rollback(deployer)
         assert box.live == first
     assert (asking.wrong, streaming.wrong) == ([], [])
     assert asking.asked > 50 and streaming.asked >= 4
 
 
-def rollback(controller: Controller) -> None:
-    controller.play({}, "-e", "entry=rollback", release_environments={"gateway": GATEWAY})
+def rollback(deployer: Deployer) -> None:
+    deployer.play({}, "-e", "entry=rollback", release_environments={"gateway": GATEWAY})
 
 
 def test_requests_wait_while_their_model_is_replaced(
-    box: Box, controller: Controller, client: Callable[..., Client]
+    box: Box, deployer: Deployer, client: Callable[..., Client]
 ) -> None:
-    deploy(controller)
+    deploy(deployer)
     with client(*MODELS) as asking, Streams(box.address, [*MODELS]) as streaming:
-        deploy(controller, {"alpha": {"load": "3"}, "beta": {}})
+        deploy(deployer, {"alpha": {"load": "3"}, "beta": {}})
     assert (asking.wrong, streaming.wrong) == ([], [])
 
 
-def test_a_gateway_that_knows_only_keys_is_proven_with_one_of_its_own(box: Box, controller: Controller) -> None:
-    deploy(controller, profile="production")
+def test_a_gateway_that_knows_only_keys_is_proven_with_one_of_its_own(box: Box, deployer: Deployer) -> None:
+    deploy(deployer, profile="production")
     with Connection(8000, host=box.address) as connection, pytest.raises(StrangerError, match="401"):
         listed(connection)
     keys = json.loads((box.layout.home / "keys/gateway.json").read_text())["keys"]

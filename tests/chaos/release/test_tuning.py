@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from tests.chaos.release.conftest import Box
-from tests.chaos.release.test_role import Controller
+from tests.chaos.release.plays import Controller, roles
 
-TUNE = "- {hosts: llm_servers, gather_facts: false, become: true, roles: [tuning]}\n"
 DRIFT = "- {hosts: llm_servers, gather_facts: false, become: true, tasks: [citadel_drift: {}]}\n"
 # of the network namespace, so that they are this host's own
 NETWORK = {"net.core.somaxconn": 2048, "net.ipv4.tcp_max_syn_backlog": 4096, "net.ipv4.tcp_rmem": "4096 131072 8388608"}
@@ -23,20 +22,17 @@ class Keeper(Controller):
     """Whoever keeps the host."""
 
     def tune(self, *options: str, **variables: Any) -> dict[str, Any]:
-        (self._folder / "play.yml").write_text(TUNE)
-        found: dict[str, Any] = self.play({}, *options, **variables)[TASK]
-        return found
+        return self.run(*options, **variables).results[TASK]
 
     def drift(self) -> list[dict[str, str]]:
-        (self._folder / "play.yml").write_text(DRIFT)
-        [found] = [result for result in self.play({}).values() if "findings" in result]
+        [found] = [result for result in self.run(play=DRIFT).results.values() if "findings" in result]
         return [one for one in found["findings"] if one["state"] == "drifted"]
 
 
 @pytest.fixture
 def keeper(box: Box, tmp_path: Path) -> Iterator[Keeper]:
     box.clear()
-    keeper = Keeper(box, tmp_path)
+    keeper = Keeper(box, tmp_path, roles("tuning"))
     yield keeper
     keeper.tune(tuning_state="absent")
 
