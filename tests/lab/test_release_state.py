@@ -40,8 +40,11 @@ def test_what_runs_is_what_the_release_says(llm: Host, live: str) -> None:
 def test_units_are_the_releases_own_as_files(llm: Host) -> None:
     """Files, so that a boot finds them whatever is mounted when; the only link is the gateway's other name."""
     folder = "/etc/systemd/system"
+    roles = "cat /var/lib/citadel/declared/*.json | jq -r '.[] | select(.kind == \"file\").name'"
+    declared = llm.check_output(roles).splitlines()
     listed = llm.check_output(f"find {folder} -maxdepth 1 -name 'citadel-*' -type f -printf '%f\\n'").splitlines()
-    ours = [name for name in listed if not name.startswith("citadel-gateway@")]
+    ours = [name for name in listed if not name.startswith("citadel-gateway@") and f"{folder}/{name}" not in declared]
+    assert f"{folder}/citadel-tuning.service" in declared
     assert {"citadel-llm@.service", "citadel-gateway.service", "citadel-llm.target"} <= set(ours)
     for name in ours:
         assert llm.run(f"cmp {folder}/{name} {HOME}/current/units/{name}").rc == 0, name
