@@ -118,6 +118,8 @@ NEEDS = (
     Need("util-linux", frozenset({"test"}), "flock"),
     # a core for each side of a measurement
     Need("util-linux", frozenset({"bench-gateway", "bench-hostile", "bench-serving", "bench-host"}), "taskset"),
+    # vLLM asks it for the cores that it has
+    Need("util-linux", frozenset({"bench-serving", "bench-host", "bench-accuracy"}), "lscpu"),
     # of the role host likewise, and what reads the settings of needrestart
     Need("libc-bin", CHECK, "getent"),
     Need("dpkg", CHECK, "dpkg-query"),
