@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.chaos.release.conftest import Box, Client, box, client
-from tests.chaos.release.test_gateway import MODELS, controller, deploy, rollback
-from tests.chaos.release.test_role import Controller
+from tests.chaos.release.plays import Deployer
+from tests.chaos.release.test_gateway import MODELS, deploy, deployer, rollback
 from tools.benchmark import machine
 
-__all__ = ["box", "client", "controller"]  # fixtures
+__all__ = ["box", "client", "deployer"]  # fixtures
 
 DOCUMENT = Path(__file__).parents[3] / "docs/benchmarks.md"
 BEGIN, END = "<!-- releases: begin -->", "<!-- releases: end -->"
@@ -29,7 +29,7 @@ deployment and one that changes nothing under 60 s.
 """
 
 
-def test_seconds_and_tasks(box: Box, controller: Controller, client: Callable[..., Client]) -> None:
+def test_seconds_and_tasks(box: Box, deployer: Deployer, client: Callable[..., Client]) -> None:
     rows = []
 
     def timed(what: str, act: Callable[[], object], aim: float) -> None:
@@ -37,26 +37,24 @@ def test_seconds_and_tasks(box: Box, controller: Controller, client: Callable[..
         with client(*MODELS) as asking:
             act()
             took = time.monotonic() - begun
-        rows.append(f"| {what} | {took:.1f} | {controller.tasks} | {asking.asked} | {len(asking.wrong)} |")
+        rows.append(f"| {what} | {took:.1f} | {len(deployer.last.tasks)} | {asking.asked} | {len(asking.wrong)} |")
         assert took < aim and asking.wrong == []
 
-    deploy(controller)
-    timed("gateway only", lambda: deploy(controller, health={"interval": 20.0}), 60)
+    deploy(deployer)
+    timed("gateway only", lambda: deploy(deployer, health={"interval": 20.0}), 60)
     # Equal content is no new release: the role stages nothing and begins nothing.
-    timed("nothing changed", lambda: again(controller), 60)
-    timed(
-        "one model", lambda: deploy(controller, {"alpha": {"load": "0.6"}, "beta": {}}, health={"interval": 20.0}), 60
-    )
-    timed("rollback of the model", lambda: rollback(controller), 60)
-    timed("rollback of the gateway", lambda: rollback(controller), 10)
+    timed("nothing changed", lambda: again(deployer), 60)
+    timed("one model", lambda: deploy(deployer, {"alpha": {"load": "0.6"}, "beta": {}}, health={"interval": 20.0}), 60)
+    timed("rollback of the model", lambda: rollback(deployer), 60)
+    timed("rollback of the gateway", lambda: rollback(deployer), 10)
     write(rows)
 
 
-def again(controller: Controller) -> None:
+def again(deployer: Deployer) -> None:
     try:
-        deploy(controller, health={"interval": 20.0})
+        deploy(deployer, health={"interval": 20.0})
     except AssertionError:
-        assert "nothing to do" in controller.told
+        assert "nothing to do" in deployer.last.told
 
 
 def write(rows: list[str]) -> None:

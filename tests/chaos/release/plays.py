@@ -34,6 +34,8 @@ class Played:
 
 
 class Controller:
+    last: Played
+
     def __init__(self, box: Box, folder: Path, play: str, user: str = "") -> None:
         handover.ssh_settings(box.machine.lab)
         self.box, self.folder, self.lab = box, folder, box.machine.lab
@@ -65,7 +67,8 @@ class Controller:
         assert "{" in done.stdout, told
         [played] = json.JSONDecoder().raw_decode(done.stdout[done.stdout.index("{") :])[0]["plays"]
         tasks = [(task["task"]["name"], task["hosts"].get("box", {})) for task in played["tasks"]]
-        return Played(done.returncode, told, tasks)
+        self.last = Played(done.returncode, told, tasks)
+        return self.last
 
 
 class Deployer(Controller):
