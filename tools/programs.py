@@ -120,6 +120,8 @@ NEEDS = (
     Need("util-linux", frozenset({"bench-gateway", "bench-hostile", "bench-serving", "bench-host"}), "taskset"),
     # vLLM asks it for the cores that it has
     Need("util-linux", frozenset({"bench-serving", "bench-host", "bench-accuracy"}), "lscpu"),
+    # torch asks it for a digest before it compiles, which the untuned server does
+    Need("openssl", frozenset({"bench-serving"}), "openssl"),
     # of the role host likewise, and what reads the settings of needrestart
     Need("libc-bin", CHECK, "getent"),
     Need("dpkg", CHECK, "dpkg-query"),
