@@ -113,6 +113,9 @@ NEEDS = (
     Need("nodejs", CHECK, "node"),
     Need("npm", CHECK, "npm"),
     Need("openssl", CHECK | {"bench-gateway"}, "openssl"),
+    # of the rules and routes: what says whether Prometheus and Alertmanager would take them
+    Need("prometheus", CHECK, "promtool"),
+    Need("prometheus-alertmanager", CHECK, "amtool"),
     Need("util-linux", CHECK, "prlimit"),
     # of the role environment, which tests run on this machine too
     Need("util-linux", frozenset({"test"}), "flock"),

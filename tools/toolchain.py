@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lab.handover import pip_settings
@@ -55,8 +57,24 @@ def packages(journal: Journal, verb: str = "") -> None:
         )
     journal.phase("refresh package lists", ["apt-get", "update", "--quiet"], system)
     install = ["apt-get", "install", "--yes", "--quiet", "--no-install-recommends"]
-    journal.phase(f"install {' '.join(missing)}", [*install, *missing], system)
+    with nothing_starts():
+        journal.phase(f"install {' '.join(missing)}", [*install, *missing], system)
     programs.confine(journal.verb)
+
+
+@contextmanager
+def nothing_starts() -> Iterator[None]:
+    """Debian starts the service of what it installs; a verb wants a program and no Prometheus on every address."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    if policy.exists():  # somebody has decided already
+        yield
+        return
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.chmod(0o755)
+    try:
+        yield
+    finally:
+        policy.unlink()
 
 
 def python_tools(journal: Journal, verb: str = "") -> None:

@@ -46,7 +46,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             instance("plain", "plain", "some/plain"),
         ],
         "face_defaults": {"kind": "chat"},
-        "face_ports": {"api": 8000, "management": 8002, "health": 8080, "export": 9090},
+        "face_ports": {"api": 8000, "management": 8002, "health": 8080, "export": 9090, "node": 9100},
         "face_neighbours": {"database": "10.0.0.35:5433", "vectors": ""},
         "face_targets": [{"targets": ["10.0.0.29:8000"], "labels": {"job": "one"}}],
         "face_documents": {"docs/quick-reference.md": "# Here\n"},

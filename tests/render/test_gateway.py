@@ -60,7 +60,7 @@ def render(
         "gateway_profile": profile,
         "gateway_cors_origins": ["*"],
         "gateway_settings": {"server": SERVER},
-        "gateway_ports": {"api": 8000, "management": 8002, "health": 8080, "export": 9090},
+        "gateway_ports": {"api": 8000, "management": 8002, "health": 8080, "export": 9090, "node": 9100},
         **(settings or {}),
         "out": str(tmp_path / "out.json"),
     }

@@ -67,13 +67,13 @@ def test_an_inventory_anywhere_wins_over_the_product(own: Path) -> None:
         check=True,
     ).stdout
     contracts, targets = json.loads(told.partition("=>")[2])["msg"]
-    assert contracts["one"]["ports"] == {"api": 8010, "management": 8002, "health": 8081, "export": 9090}
+    assert contracts["one"]["ports"] == {"api": 8010, "management": 8002, "health": 8081, "export": 9090, "node": 9100}
     all_models = {"mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini", "nomic-embed-text"}
     assert set(contracts["one"]["models"]) == all_models
     assert set(contracts["two"]["models"]) == all_models - {"mixtral-8x7b"}
-    assert {host: groups[0]["targets"] for host, groups in targets.items()} == {
-        "one": ["10.0.0.1:9090"],
-        "two": ["10.0.0.2:9090"],
+    assert {host: {target for group in groups for target in group["targets"]} for host, groups in targets.items()} == {
+        "one": {"10.0.0.1:9090", "10.0.0.1:9100"},
+        "two": {"10.0.0.2:9090", "10.0.0.2:9100"},
     }
 
 

@@ -22,7 +22,7 @@ from citadel.declarations import drift
 from citadel.kinds import CannotError
 
 CONTRACT: dict[str, Any] = {
-    "ports": {"api": 8000, "management": 8002, "health": 8080, "export": 9090},
+    "ports": {"api": 8000, "management": 8002, "health": 8080, "export": 9090, "node": 9100},
     "models": {"phi": {"instances": [{"name": "phi-1", "port": 11403}, {"name": "phi-2", "port": 11503}]}},
 }
 GIVEN: dict[str, Any] = {
@@ -56,6 +56,7 @@ def test_production_opens_each_door_for_whom_it_is() -> None:
         22: {"10.0.0.1/32"},
         8000: {"10.0.0.1/32", "10.0.1.0/24", "fd00::/64"},
         9090: {"10.0.0.37/32"},
+        9100: {"10.0.0.37/32"},
     }
 
 

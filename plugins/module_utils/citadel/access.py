@@ -129,6 +129,7 @@ def openings(
     yield Opening(ssh_port, management, "ssh")
     yield Opening(ports["api"], united(management, clients), "api")
     yield Opening(ports["export"], metrics, "export")
+    yield Opening(ports["node"], metrics, "node")
     if str(given.get("side_address") or "") not in LOOPBACK:
         yield Opening(ports["management"], management, "management")
         yield Opening(ports["health"], united(management, metrics), "health")

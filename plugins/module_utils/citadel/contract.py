@@ -20,7 +20,14 @@ SERVICES = {
     "management": "the management interface",
     "health": "the health port",
     "export": "the metrics export",
+    "node": "the node exporter",
 }
+
+# What Prometheus asks of an LLM host. The names are the estate's; rules and dashboards select by them.
+MODELS, GATEWAY, HOST = "citadel-llm-models", "citadel-llm-gateway", "citadel-llm-server"
+JOBS = (MODELS, GATEWAY, HOST)
+HOST_SLOWER = 2  # the host is asked half as often as what serves
+LONGEST_SCRAPE = 10
 
 
 class ContractError(ValueError):
@@ -49,6 +56,16 @@ class Service:
 
 
 @dataclass(frozen=True)
+class Target:
+    """What Prometheus asks for: a path at an address, and what it calls the answer."""
+
+    job: str
+    address: str
+    path: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Contract:
     host: str
     address: str
@@ -57,7 +74,7 @@ class Contract:
     tls: bool
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "url": self.url, "scraped": self.scraped}
+        return {**asdict(self), "url": self.url, "scraped": [asdict(each) for each in self.scraped]}
 
     @property
     def url(self) -> str:
@@ -65,9 +82,16 @@ class Contract:
         return f"{'https' if self.tls else 'http'}://{self.address}:{self.ports['api']}"
 
     @property
-    def scraped(self) -> list[str]:
-        """What Prometheus asks. Models answer on loopback only; the gateway reports each of them."""
-        return [f"{self.address}:{self.ports['export']}"]
+    def scraped(self) -> list[Target]:
+        """Models answer on loopback only, so their figures come through the metrics export."""
+        export, host = f"{self.address}:{self.ports['export']}", {"citadel_host": self.host}
+        models = [
+            Target(MODELS, export, f"/metrics/{instance.name}", {**host, "model": name, "replica": instance.name})
+            for name, model in self.models.items()
+            for instance in model.instances
+        ]
+        node = Target(HOST, f"{self.address}:{self.ports['node']}", "/metrics", host)
+        return [*models, Target(GATEWAY, export, "/metrics/gateway", host), node]
 
 
 def taken(ports: Mapping[str, Any]) -> dict[int, str]:
@@ -117,8 +141,16 @@ def vector_size(model: Model) -> int:
 
 def target_groups(published: Mapping[str, Any], interval: int = 0) -> list[dict[str, Any]]:
     """Targets of a published contract, in the form of Prometheus' file_sd. The labels with underscores are its own:
-    they set the interval for these targets alone, and no scrape may take longer than that."""
-    labels = {"job": "citadel-gateway", "citadel_host": published["host"]}
+    they set path and interval for these targets alone, and no scrape may take longer than that."""
+    return [
+        {"targets": [target["address"]], "labels": {"job": target["job"], **target["labels"], **own(target, interval)}}
+        for target in published["scraped"]
+    ]
+
+
+def own(target: Mapping[str, Any], interval: int) -> dict[str, str]:
+    labels = {"__metrics_path__": target["path"]}
     if interval:
-        labels |= {"__scrape_interval__": f"{interval}s", "__scrape_timeout__": f"{min(interval, 10)}s"}
-    return [{"targets": list(published["scraped"]), "labels": labels}]
+        seconds = interval * (HOST_SLOWER if target["job"] == HOST else 1)
+        labels |= {"__scrape_interval__": f"{seconds}s", "__scrape_timeout__": f"{min(seconds, LONGEST_SCRAPE)}s"}
+    return labels

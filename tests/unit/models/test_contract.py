@@ -10,7 +10,7 @@ from citadel import contract, gateway_config
 from citadel.catalogue import CatalogueError
 from citadel.settings import Settings, SettingsError
 
-PORTS = {"api": 8000, "management": 8002, "health": 8080, "export": 9090}
+PORTS = {"api": 8000, "management": 8002, "health": 8080, "export": 9090, "node": 9100}
 EMBEDDINGS = {
     "vectors": {
         "repository": "some/vectors",
@@ -43,7 +43,16 @@ TOLD: dict[str, Any] = {
 def test_a_contract_has_what_others_need(models: Any) -> None:
     found = contract.contract("llm-01", "10.0.0.1", PORTS, models({}, EMBEDDINGS), {}).as_dict()
     assert (found["host"], found["address"], found["ports"]) == ("llm-01", "10.0.0.1", PORTS)
-    assert found["scraped"] == ["10.0.0.1:9090"]
+    asked = [(each["job"], each["address"] + each["path"]) for each in found["scraped"]]
+    assert asked[-2:] == [
+        (contract.GATEWAY, "10.0.0.1:9090/metrics/gateway"),
+        (contract.HOST, "10.0.0.1:9100/metrics"),
+    ]
+    assert asked[:-2] == [
+        (contract.MODELS, f"10.0.0.1:9090/metrics/{instance['name']}")
+        for model in found["models"].values()
+        for instance in model["instances"]
+    ]
     assert found["url"] == "http://10.0.0.1:8000"
     vectors, hermes = found["models"]["vectors"], found["models"]["hermes-2"]
     assert [(one["name"], one["port"]) for one in vectors["instances"]] == [("vectors-1", 11410), ("vectors-2", 11510)]
@@ -68,10 +77,16 @@ def test_clients_come_by_tls_where_there_is_a_whole_pair(models: Any) -> None:
 
 
 def test_a_scrape_never_takes_longer_than_its_interval() -> None:
-    published = {"host": "a", "scraped": ["10.0.0.1:8000"]}
+    asked = {"job": contract.GATEWAY, "address": "10.0.0.1:9090", "path": "/metrics/gateway"}
+    asked |= {"labels": {"citadel_host": "a"}}
+    published = {"host": "a", "scraped": [asked]}
     (group,) = contract.target_groups(published, 5)
     assert (group["labels"]["__scrape_interval__"], group["labels"]["__scrape_timeout__"]) == ("5s", "5s")
-    assert contract.target_groups(published)[0]["labels"] == {"job": "citadel-gateway", "citadel_host": "a"}
+    assert contract.target_groups(published)[0]["labels"] == {
+        "job": "citadel-llm-gateway",
+        "citadel_host": "a",
+        "__metrics_path__": "/metrics/gateway",
+    }
 
 
 @pytest.mark.parametrize(
