@@ -116,6 +116,9 @@ NEEDS = (
     # of the rules and routes: what says whether Prometheus and Alertmanager would take them
     Need("prometheus", CHECK, "promtool"),
     Need("prometheus-alertmanager", CHECK, "amtool"),
+    # of the companion: a database of the tests' own
+    Need("postgresql", CHECK, there=lambda: any(Path("/usr/lib/postgresql").glob("*/bin/initdb"))),
+    Need("util-linux", CHECK, "runuser"),
     Need("util-linux", CHECK, "prlimit"),
     # of the role environment, which tests run on this machine too
     Need("util-linux", frozenset({"test"}), "flock"),

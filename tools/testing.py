@@ -17,6 +17,7 @@ VERDICT = re.compile(r"(=+ .*(?:passed|failed|error).* =+|(?:SKIPPED \[|RERUN ).
 # Tests measure by the clock on machines that others use too. One that failed is tried once more and named; whatever
 # passes at the second try only is a defect to mend, and no reason to stop somebody else's work.
 RERUN = "--reruns=1"
+WITHOUT_A_LAB = ("tests/unit", "tests/render", "tests/gateway", "tests/companion", "tests/chaos/gateway")
 
 
 def verdict(line: str) -> str | None:
@@ -50,7 +51,7 @@ def cheap_checks(journal: Journal) -> None:
     scripts = shell_scripts()
     if scripts:
         journal.phase("shellcheck", ["shellcheck", *scripts])
-    run("tests without a lab", "pytest", RERUN, "tests/unit", "tests/render", "tests/gateway", "tests/chaos/gateway")
+    run("tests without a lab", "pytest", RERUN, *WITHOUT_A_LAB)
 
 
 def check() -> None:

@@ -45,6 +45,14 @@ def _upstream_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _collector_url(text: str) -> str:
+    address, _, path = text.removeprefix("http://").partition("/")
+    if not text.startswith("http://") or not path:
+        raise ValueError("is not where a collector takes spans; write it as http://HOST:4318/v1/traces")
+    split_address(address)
+    return text
+
+
 def _network(text: str) -> str:
     try:
         ipaddress.ip_network(text)
@@ -273,6 +281,18 @@ class Companion(Section):
     timeout: Seconds = 60.0
 
 
+class Usage(Section):
+    folder: str
+    sync: Seconds = 1.0
+    most_bytes: Positive = 8 * 1024**3
+
+
+class Tracing(Section):
+    endpoint: Annotated[str, AfterValidator(_collector_url)]
+    sample: Annotated[float, Field(ge=0, le=1)] = 0.01
+    traces_per_second: Positive = 100
+
+
 class Config(Section):
     profile: Literal["development", "production"] = "development"
     listen: Listen = Listen()
@@ -286,6 +306,8 @@ class Config(Section):
     breaker: Breaker = Breaker()
     retry: Retry = Retry()
     companion: Companion | None = None
+    tracing: Tracing | None = None
+    usage: Usage | None = None
     models: Annotated[dict[str, Model], Field(min_length=1)]
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from citadel_gateway.fleet import Model, Replica
     from citadel_gateway.limits import Reservation
     from citadel_gateway.protocol import Cycle
+    from citadel_gateway.tracing import Trace
 
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}").fullmatch
 _WITHOUT_BODY = (204, 304)
@@ -74,6 +75,8 @@ class Exchange:
     usage_exact = False
     kept: list[bytes] | None = None  # the answer, for whoever hangs on the path and wants it
     charged = 0  # tokens, in the end
+    trace: Trace | None = None  # where its spans are wanted
+    trace_lines = b""  # for the replica, where the gateway traces at all
     # what the client saw
     status = 0
     outcome = 0  # what it came to in the end, where that is not the status: 499, 503, 504

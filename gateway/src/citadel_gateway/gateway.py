@@ -20,6 +20,8 @@ from citadel_gateway.metrics import Metrics, Now
 from citadel_gateway.probes import Prober
 from citadel_gateway.quarantine import Quarantine
 from citadel_gateway.record import Recorder, to_access, to_audit, to_metrics
+from citadel_gateway.spool import Spool
+from citadel_gateway.tracing import Tracer
 from citadel_gateway.walk import Walk
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("citadel_gateway")
 
 _SWEEP = 0.25
+_AT_START = ("listen", "logs", "tracing", "usage")
 _SECURITY = header_lines(
     (b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"), (b"referrer-policy", b"no-referrer")
 )
@@ -63,6 +66,12 @@ class Gateway:
             to_access(self.access, prompts=config.logs.prompts),
             to_audit(self.audit),
         )
+        self.tracer = Tracer(config.tracing, self.metrics) if config.tracing is not None else None
+        if self.tracer is not None:
+            self.recorder.sinks.append(self.tracer.sink())
+        self.spool = Spool(config.usage, self.metrics) if config.usage is not None else None
+        if self.spool is not None:
+            self.recorder.sinks.append(self.spool.sink())
         self.quarantine = Quarantine()
         self.step: Step | None = None
         self.walk = Walk(self)
@@ -75,6 +84,10 @@ class Gateway:
         """Begin to look after the replicas and the running requests; needs the loop."""
         self.prober = Prober(self.fleet, self.config.health, self._awaited, self._opened)
         self._sweeper = asyncio.create_task(self._sweep(), name="sweep")
+        if self.tracer is not None:
+            self.tracer.start()
+        if self.spool is not None:
+            self.spool.start()
         self.audit.event("start", models=list(self.fleet.models))
 
     async def close(self) -> None:
@@ -83,6 +96,10 @@ class Gateway:
             self._sweeper.cancel()
         if self.prober is not None:
             await self.prober.close()
+        if self.tracer is not None:
+            await self.tracer.close()
+        if self.spool is not None:
+            await self.spool.close()
         for replica in self.fleet.replicas():
             replica.pool.close()
         self.keys.write_uses()
@@ -100,8 +117,8 @@ class Gateway:
             self.audit.event("reload", outcome="refused", actor=actor, error=str(error))
             logger.warning("configuration refused, the old one stays: %s", error)
             return str(error)
-        if fresh.listen != self.config.listen or fresh.logs != self.config.logs:
-            logger.warning("listen and logs are read at the start only; restart the gateway for them")
+        if any(getattr(fresh, name) != getattr(self.config, name) for name in _AT_START):
+            logger.warning("%s are read at the start only; restart the gateway for them", ", ".join(_AT_START))
         # from here on nothing can be refused
         if self.keys.adopt(keys):
             self.keys_changed()

@@ -78,6 +78,15 @@ class Metrics:
         self.dropped_logs = Counter(
             "llm_log_lines_dropped_total", "Log lines that could not be written", ["log"], registry=registry
         )
+        self.spooled = Counter("llm_usage_records_total", "Records of usage that were kept", registry=registry)
+        self.dropped_usage = Counter(
+            "llm_usage_records_dropped_total", "Records of usage that could not be kept", ["reason"], registry=registry
+        )
+        self.spool_bytes = Gauge("llm_usage_spool_bytes", "What waits in the spool of usage", registry=registry)
+        self.sent_spans = Counter("llm_spans_sent_total", "Spans that the collector took", registry=registry)
+        self.dropped_spans = Counter(
+            "llm_traces_dropped_total", "Sampled traces that were not sent", ["reason"], registry=registry
+        )
         self.connections = Gauge("llm_client_connections", "Open client connections", registry=registry)
         self.reloads = Counter(
             "llm_config_reloads_total", "Configuration reloads by outcome", ["outcome"], registry=registry

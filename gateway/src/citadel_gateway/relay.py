@@ -61,10 +61,11 @@ class CallFailed(Exception):
 
 def request_head(exchange: Exchange, replica: Replica) -> bytes:
     headers = exchange.headers
-    trace = b""
-    for name in _TRACE:
-        if name in headers:
-            trace += b"%b: %b\r\n" % (name, headers[name])
+    trace = exchange.trace_lines
+    if not trace:
+        for name in _TRACE:
+            if name in headers:
+                trace += b"%b: %b\r\n" % (name, headers[name])
     return b"POST %b%bx-request-id: %b\r\ncontent-length: %d\r\n%b\r\n" % (
         _PATHS[exchange.endpoint],
         replica.call_head,

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import gc
 import logging
 import os
 import signal
-import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -22,6 +20,7 @@ from citadel_gateway.errors import Refusal
 from citadel_gateway.front import Front
 from citadel_gateway.gateway import Gateway
 from citadel_gateway.listener import Listener
+from citadel_gateway.notify import notify
 from citadel_gateway.sockets import open_all
 from citadel_gateway.tls import Certificate
 
@@ -33,16 +32,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("citadel_gateway")
 
 _LOOK_AT_FILES = 2.0
-
-
-def notify(message: str) -> None:
-    """sd_notify(3); silent without systemd."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if not path:
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.connect("\0" + path[1:] if path.startswith("@") else path)
-        sock.sendall(message.encode())
 
 
 class Process:

@@ -48,6 +48,8 @@ class Walk:
         gateway = self._gateway
         exchange = Exchange(cycle, endpoint, gateway.proxies.address(cycle.peer, cycle.headers))
         self.running[exchange] = None
+        if gateway.tracer is not None:
+            gateway.tracer.begin(exchange)
         try:
             refusal = await self._outcome(exchange)
             if refusal is not None:

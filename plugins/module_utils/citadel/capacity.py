@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from . import asking, catalogue, remedies, tables
 from .accuracy import way_out
 from .catalogue import CatalogueError, Model
-from .choice import choices, smallest
+from .choice import choices, may_be_wide, smallest, wide
 from .needs import TOLERANCE, Knowledge, Measured, Need, deviation, needs_of
 from .placement import Placed, gib, place
 from .settings import Settings
@@ -58,12 +59,15 @@ def plan(
         raise CatalogueError("*", "enabled", False, "no model is left to plan")
     wished = next(choices(models, host, knowledge)).needs(models, host, settings, knowledge)
     for choice in choices(models, host, knowledge):
-        problems, placed = place(choice.needs(models, host, settings, knowledge), host, settings)
+        needs = partial(choice.needs, host=host, settings=settings, knowledge=knowledge)
+        problems, placed = place(needs(models), host, settings)
         if not problems:
+            models, placed = in_32_bits(needs, models, placed, host, settings)
             found = (
                 *differences(models, choice.variants, knowledge),
                 *explained(placed, models, wished, host, settings),
                 *weighed(models, knowledge, choice.variants),
+                *widened(placed, wished, host),
                 *remarks(placed, host, settings),
             )
             return Plan(host, settings, tuple(placed), found)
@@ -78,6 +82,37 @@ def plan(
         *weighed(models, knowledge),
     ]
     raise DoesNotFit(tables.of_refusal((problems, least), host, settings, notes, ways))
+
+
+def in_32_bits(
+    needs: Callable[[Sequence[Model]], list[Need]],
+    models: Sequence[Model],
+    placed: list[Placed],
+    host: Host,
+    settings: Settings,
+) -> tuple[Sequence[Model], list[Placed]]:
+    """With what the plan leaves, the models that compute slowly in 16 bits here compute in 32: the smaller ones first,
+    so that the most of them do."""
+    slow = {one.need.model.name: one.need.total for one in placed if may_be_wide(one.need, host)}
+    for name in sorted(slow, key=lambda name: (slow[name], name)):
+        wider = [wide(model) if model.name == name else model for model in models]
+        problems, found = place(needs(wider), host, settings)
+        if not problems:
+            models, placed = wider, found
+    return models, placed
+
+
+def widened(placed: Sequence[Placed], wished: Sequence[Need], host: Host) -> Iterator[str]:
+    """Which models compute in 32 bits though their stanzas do not say so, and which do not get to."""
+    could = {need.instance for need in wished if may_be_wide(need, host)}
+    done = [one.need for one in placed if one.need.instance in could and one.need.model.engine.get("dtype")]
+    left = [one.need for one in placed if may_be_wide(one.need, host)]
+    if done:
+        told = ", ".join(f"{need.instance} ({gib(need.total)})" for need in done)
+        yield f"in 32 bits, since this processor has no AVX512 and computes 16 several times as slowly: {told}"
+    if left:
+        told = ", ".join(need.instance for need in left)
+        yield f"in 16 bits, which is slow without AVX512, as 32 would not fit: {told}"
 
 
 def plan_beside_hugepages(

@@ -128,7 +128,8 @@ def needs_of_model(model: Model, variant: str, knowledge: Knowledge) -> list[Nee
         )
     weight_bytes = int(known.get("weight_bytes") or architecture.weight_bytes(variant))
     width = width_of(model)
-    context_cache = architecture.kv_bytes_of_context(model.context, model.batched_tokens)
+    # the cache has the numbers that the engine computes with
+    context_cache = architecture.kv_bytes_of_context(model.context, model.batched_tokens) * width // BF16
     cache = 0 if architecture.encoder else max(round(model.kv_cache_gib * GIB), context_cache)
     return [
         Need(

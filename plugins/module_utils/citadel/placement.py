@@ -16,6 +16,7 @@ from .topology import GIB, Host
 GB = 10**9
 MEMORY_MAX_FACTOR = 1.1
 CORE_BYTES_PER_SECOND = 12e9  # what one core pulls from memory
+WITHOUT_AVX512 = 2  # 16 bits are turned into 32 for each use, so they save nothing
 LOAD_BYTES_PER_SECOND = 150e6  # a slow disk, nothing cached
 # Imports and compilation on a busy machine, and slack upon a measured load. A crash is told at once, so patience costs
 # nothing; and a figure that a slow day does not exceed leaves the units as they are.
@@ -45,6 +46,8 @@ def tokens_per_second(need: Need, cores: int, host: Host) -> float:
     time, since unpacking them takes what reading them would have."""
     variant = "bf16" if need.variant == "int4" and not host.processor.amx else need.variant
     active = need.architecture.active_bytes(variant) or need.weights
+    if variant == "bf16" and not host.processor.avx512:
+        active *= WITHOUT_AVX512
     return cores * CORE_BYTES_PER_SECOND / active
 
 

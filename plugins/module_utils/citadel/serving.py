@@ -62,6 +62,8 @@ def options(place: Placed, places: Places) -> dict[str, Any]:
     else:
         chosen["generation-config"] = "vllm"  # defaults are the catalogue's, not the checkpoint's
         chosen["override-generation-config"] = json.dumps(generation_defaults(model))
+    if places.settings.traces:
+        chosen["otlp-traces-endpoint"] = places.settings.traces
     if model.tool_parser:
         chosen["enable-auto-tool-choice"] = True
         chosen["tool-call-parser"] = model.tool_parser
@@ -89,8 +91,15 @@ def environment(place: Placed, places: Places) -> dict[str, str]:
     # Even an eager engine compiles a helper when somebody first asks for log probabilities: forty seconds of g++ and
     # 600 MB inside the unit, which then passes its MemoryMax and takes every running request with it.
     eager = {"TORCHDYNAMO_DISABLE": "1"} if place.need.model.engine.get("enforce-eager") else {}
+    # A request's spans only where the gateway says so, and none of a start.
+    traced = {
+        "OTEL_SERVICE_NAME": f"vllm-{place.need.instance}",
+        "OTEL_TRACES_SAMPLER": "parentbased_always_off",
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+    }
     return {
         **eager,
+        **(traced if places.settings.traces else {}),
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",

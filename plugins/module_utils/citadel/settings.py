@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from .topology import GIB, Host
 
@@ -38,6 +40,7 @@ class Settings:
     clients: str = ""  # networks that may reach them when it is not
     drain: int = 30  # seconds that running requests get when a model stops
     log_level: str = "INFO"  # what vLLM writes to the journal
+    traces: str = ""  # where a collector takes spans by OTLP over HTTP; empty: none are made
     # loaded before all others
     libraries: tuple[str, ...] = (
         "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4",
@@ -67,6 +70,10 @@ class Settings:
             )
         if self.log_level not in LOG_LEVELS:
             raise SettingsError("log_level", self.log_level, f"choose one of {', '.join(LOG_LEVELS)}")
+        if self.traces and not _leads_to_an_address(self.traces):
+            raise SettingsError(
+                "traces", self.traces, "give http://ADDRESS:4318/v1/traces; units let out to addresses, not to names"
+            )
         if self.address not in LOOPBACK and not self.clients:
             raise SettingsError("address", self.address, "say in models_settings.clients which networks may ask there")
 
@@ -88,6 +95,14 @@ class Settings:
     def fixed_on(self, host: Host) -> int:
         """What is not for models."""
         return self.reserve_of(host.memory) + host.hugepages + host.tmpfs
+
+
+def _leads_to_an_address(url: str) -> bool:
+    where = urlsplit(url)
+    try:
+        return where.scheme == "http" and bool(ip_address(where.hostname or "")) and len(where.path) > 1
+    except ValueError:
+        return False
 
 
 def _typed(key: str, value: Any, default: Any) -> Any:

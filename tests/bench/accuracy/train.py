@@ -14,7 +14,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-TOKENS, LENGTH, BATCH, RATE = 1024, 512, 4, 3e-3
+TOKENS, LENGTH, BATCH = 1024, 512, 4
+# Matrices learn several times as fast by Muon, which leaves a minute enough to learn what quantising can spoil.
+MATRICES, OTHERS = 0.02, 3e-3
 START, END = "<s>", "</s>"
 
 
@@ -52,19 +54,26 @@ def main() -> None:
     tokenizer = tokenizer_of(text)
     tokens = torch.tensor(tokenizer.backend_tokenizer.encode_batch([text])[0].ids)
     trained = model()
-    steps = torch.optim.AdamW(trained.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1)
+    inner = [weight for name, weight in trained.named_parameters() if ".layers." in name and weight.ndim == 2]
+    outer = [weight for name, weight in trained.named_parameters() if ".layers." not in name or weight.ndim != 2]
+    optimizers = [
+        torch.optim.Muon(inner, lr=MATRICES, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW(outer, lr=OTHERS, betas=(0.9, 0.95), weight_decay=0.01),
+    ]
+    rates = [(group, group["lr"]) for steps in optimizers for group in steps.param_groups]
     began = time.monotonic()
     for step in range(count):
         at = torch.randint(len(tokens) - LENGTH, (BATCH,))
         batch = torch.stack([tokens[one : one + LENGTH] for one in at])
         batch[:, 0] = tokenizer.bos_token_id  # as every window begins that is read later
-        for group in steps.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / 20) * (0.5 + 0.5 * math.cos(math.pi * step / count))
+        for group, rate in rates:
+            group["lr"] = rate * min(1.0, (step + 1) / 20) * (0.5 + 0.5 * math.cos(math.pi * step / count))
         loss = trained(input_ids=batch, labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-        steps.step()
-        steps.zero_grad()
+        for steps in optimizers:
+            steps.step()
+            steps.zero_grad()
         if step % 50 == 49:
             print(f"{step + 1} of {count} steps, loss {float(loss):.2f}", flush=True)
     trained.to(torch.bfloat16).save_pretrained(folder)

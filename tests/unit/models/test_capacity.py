@@ -216,6 +216,37 @@ def test_zentorch_lets_zen4_run_a_quantised_mixture() -> None:
     assert obstacle("int8", True, Processor.of_cpuinfo(older, zentorch=True))
 
 
+def test_without_avx512_models_compute_in_32_bits_as_far_as_memory_goes(models: Any) -> None:
+    def wide(memory: float, isa: str = "avx2") -> tuple[list[str], str]:
+        plan = capacity.plan(in_full(models), Host.sketched(24, round(memory * GIB), isa=isa))
+        assert sum(one.need.total for one in plan.placed) <= plan.host.memory
+        told = {one.need.instance: serving.options(one, serving.Places("/e", "/m", "/c")) for one in plan.placed}
+        return [name for name, options in told.items() if options["dtype"] == "float32"], plan.report()
+
+    assert wide(512)[0] == ["mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini"]
+    some, report = wide(192)
+    assert some[-1] == "phi-3-mini", "the smallest comes first"
+    assert "mixtral-8x7b" not in some
+    assert "in 16 bits, which is slow without AVX512, as 32 would not fit: mixtral-8x7b" in report
+    assert "in 32 bits, since this processor has no AVX512" in report
+    assert wide(512, "avx512")[0] == []
+
+
+def test_a_stanza_that_names_its_dtype_keeps_it(models: Any) -> None:
+    asked = {"phi-3-mini": {"engine": {"dtype": "bfloat16"}}}
+    plan = capacity.plan(in_full(models, asked), Host.sketched(24, 512 * GIB, isa="avx2"))
+    told = {one.need.instance: one.need.model.engine.get("dtype") for one in plan.placed}
+    assert told["phi-3-mini"] == "bfloat16"
+    assert told["hermes-2"] == "float32"
+
+
+def test_in_32_bits_weights_and_cache_count_twice(models: Any) -> None:
+    (narrow,) = (one.need for one in capacity.plan(in_full(models), ROOMY).placed if one.need.instance == "phi-3-mini")
+    plan = capacity.plan(in_full(models), Host.sketched(32, 512 * GIB, isa="avx2"))
+    (wide,) = (one.need for one in plan.placed if one.need.instance == "phi-3-mini")
+    assert (wide.weights, wide.context_cache) == (2 * narrow.weights, 2 * narrow.context_cache)
+
+
 def test_a_chosen_variant_that_the_processor_cannot_run_is_refused(models: Any) -> None:
     variants = {"int4": {"repository": "o/n", "revision": "r4"}}
     wanted = models({"mixtral-8x7b": {"variant": "int4", "variants": variants}})

@@ -77,9 +77,8 @@ def test_clients_come_by_tls_where_there_is_a_whole_pair(models: Any) -> None:
 
 
 def test_a_scrape_never_takes_longer_than_its_interval() -> None:
-    asked = {"job": contract.GATEWAY, "address": "10.0.0.1:9090", "path": "/metrics/gateway"}
-    asked |= {"labels": {"citadel_host": "a"}}
-    published = {"host": "a", "scraped": [asked]}
+    asked: dict[str, Any] = {"job": contract.GATEWAY, "address": "10.0.0.1:9090", "path": "/metrics/gateway"}
+    published = {"host": "a", "scraped": [asked | {"labels": {"citadel_host": "a"}}]}
     (group,) = contract.target_groups(published, 5)
     assert (group["labels"]["__scrape_interval__"], group["labels"]["__scrape_timeout__"]) == ("5s", "5s")
     assert contract.target_groups(published)[0]["labels"] == {

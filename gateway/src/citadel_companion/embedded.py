@@ -1,0 +1,109 @@
+"""The embedded database: a file of SQLite, for a host whose estate has no PostgreSQL, and for a laptop."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from citadel_companion.config import Config
+from citadel_companion.records import Row
+from citadel_companion.store import Feedback, StoreError
+
+TABLES = f"""
+CREATE TABLE IF NOT EXISTS llm_model_requests ({", ".join(Row._fields)}, PRIMARY KEY (request_id)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS of_user ON llm_model_requests (user_id, timestamp);
+CREATE INDEX IF NOT EXISTS of_visible ON llm_model_requests (visible_id);
+CREATE INDEX IF NOT EXISTS of_time ON llm_model_requests (timestamp);
+CREATE TABLE IF NOT EXISTS feedback (
+    {", ".join(Feedback._fields)}, model_name, given_at DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (user_id, visible_id)
+);
+"""
+
+
+class Embedded:
+    def __init__(self, config: Config) -> None:
+        self._path = Path(config.state) / "usage.sqlite"
+        self._connection: sqlite3.Connection | None = None
+
+    @property
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._connection = sqlite3.connect(self._path, check_same_thread=False, timeout=5.0)
+                self._connection.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; {TABLES}")
+            except (OSError, sqlite3.Error) as error:
+                self.close()
+                raise StoreError(f"{self._path}: {error}") from error
+        return self._connection
+
+    def prepare(self) -> list[str]:
+        _ = self._open
+        return []
+
+    def _run(self, statement: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
+        try:
+            with self._open as connection:
+                return connection.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            self.close()
+            raise StoreError(f"{self._path}: {error}") from error
+
+    def add(self, rows: Sequence[Row]) -> int:
+        marks = ", ".join("?" * len(Row._fields))
+        told = [(str(row.request_id), row[1], row.timestamp.isoformat(), *row[3:]) for row in rows]
+        try:
+            with self._open as connection:
+                before = connection.total_changes
+                connection.executemany(f"INSERT OR IGNORE INTO llm_model_requests VALUES ({marks})", told)
+                return connection.total_changes - before
+        except sqlite3.Error as error:
+            self.close()
+            raise StoreError(f"{self._path}: {error}") from error
+
+    def usage(self, user: str, since: datetime, until: datetime) -> list[dict[str, Any]]:
+        rows = self._run(
+            "SELECT model_name, count(*), sum(status = 'error'), sum(prompt_tokens), sum(completion_tokens), "
+            "avg(latency_ms) FROM llm_model_requests WHERE user_id = ? AND timestamp >= ? AND timestamp < ? "
+            "GROUP BY model_name ORDER BY model_name",
+            (user, since.isoformat(), until.isoformat()),
+        )
+        names = ("model", "requests", "errors", "prompt_tokens", "completion_tokens", "mean_latency_ms")
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def model_of(self, user: str, visible_id: str) -> str | None:
+        rows = self._run(
+            "SELECT model_name FROM llm_model_requests WHERE user_id = ? AND visible_id = ? LIMIT 1", (user, visible_id)
+        )
+        return str(rows[0][0]) if rows else None
+
+    def give(self, feedback: Feedback, model: str) -> None:
+        marks = ", ".join("?" * (len(Feedback._fields) + 1))
+        fields = f"{', '.join(Feedback._fields)}, model_name"
+        self._run(f"INSERT OR REPLACE INTO feedback ({fields}) VALUES ({marks})", (*feedback, model))
+
+    def aggregate(self, now: datetime) -> None:
+        """A file is small enough to be asked each time."""
+
+    def expire(self, now: datetime, retention: Mapping[str, int]) -> None:
+        before = (now - timedelta(days=retention["requests"])).isoformat()
+        self._run("DELETE FROM llm_model_requests WHERE timestamp < ?", (before,))
+
+    def forget(self, user: str) -> int:
+        try:
+            with self._open as connection:
+                before = connection.total_changes
+                for table in ("llm_model_requests", "feedback"):
+                    connection.execute(f"DELETE FROM {table} WHERE user_id = ?", (user,))
+                return connection.total_changes - before
+        except sqlite3.Error as error:
+            self.close()
+            raise StoreError(f"{self._path}: {error}") from error
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

@@ -1,0 +1,65 @@
+"""Where the companion keeps things: one of two, chosen by the configuration, with one face."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
+
+from citadel_companion.config import Config
+from citadel_companion.records import Row
+
+
+class StoreError(Exception):
+    """It cannot be used now, and may be later; nothing was kept."""
+
+
+class RefusedError(Exception):
+    """It will never be kept so; the sentence says why."""
+
+
+class Feedback(NamedTuple):
+    user_id: str
+    visible_id: str
+    satisfaction_score: float | None
+    accuracy_feedback: float | None
+    use_case: str | None
+    comment: str | None
+
+
+class Store(Protocol):
+    """Used by one thread at a time."""
+
+    def prepare(self) -> list[str]:
+        """Connect and migrate: the names of what was applied."""
+
+    def add(self, rows: Sequence[Row]) -> int:
+        """Keep what is not there yet; how many those were."""
+
+    def usage(self, user: str, since: datetime, until: datetime) -> list[dict[str, Any]]:
+        """What somebody used, by model."""
+
+    def model_of(self, user: str, visible_id: str) -> str | None:
+        """Of a request that is this user's own."""
+
+    def give(self, feedback: Feedback, model: str) -> None: ...
+
+    def aggregate(self, now: datetime) -> None:
+        """The figures of periods that are over, once more or for the first time."""
+
+    def expire(self, now: datetime, retention: Mapping[str, int]) -> None: ...
+
+    def forget(self, user: str) -> int:
+        """All that is kept of somebody: how many rows that were."""
+
+    def close(self) -> None: ...
+
+
+def opened(config: Config) -> Store:
+    if config.database is None:
+        from citadel_companion.embedded import Embedded  # noqa: PLC0415 - one of them is enough
+
+        return Embedded(config)
+    from citadel_companion.postgres import Postgres  # noqa: PLC0415
+
+    return Postgres(config, config.database)
