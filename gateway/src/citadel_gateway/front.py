@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from citadel_gateway import __version__
+from citadel_gateway import __version__, figures
 from citadel_gateway.endpoints import ENDPOINTS
 from citadel_gateway.errors import Refusal
 from citadel_gateway.exchange import Exchange
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     Respond = Callable[[Exchange], Awaitable[None]]
 
 _NO_ENDPOINT = "other"
+_PLAIN = "text/plain; charset=utf-8"
+_FIGURES = "figures"  # never recorded: a scrape that fails is Prometheus' to tell, and comes every few seconds
 _UNWRITTEN = frozenset(("health", "preflight"))  # in the access log, unless they fail
 
 
@@ -61,7 +63,9 @@ class Front:
     def export(self) -> Routes:
         """For Prometheus, which has no key."""
         routes = Routes(self._refused, self._preflight)
-        routes.add("GET", "/metrics", self.built_in("health", self._metrics))
+        routes.add("GET", "/metrics", self.built_in(_FIGURES, self._all_figures))
+        routes.add("GET", "/metrics/gateway", self.built_in(_FIGURES, self._metrics))
+        routes.add("GET", "/metrics/*", self.built_in(_FIGURES, self._figures))
         return routes
 
     def management(self, respond: Respond, *, trusted: bool) -> Routes:
@@ -93,7 +97,7 @@ class Front:
             await gateway.walk.refuse(exchange, Refusal(500, "gateway_error", "The gateway failed."))
         finally:
             status = exchange.outcome or exchange.status
-            if status >= 400 or endpoint not in _UNWRITTEN:
+            if endpoint != _FIGURES and (status >= 400 or endpoint not in _UNWRITTEN):
                 gateway.recorder.record(exchange)
 
     def _to_models(self, endpoint: str) -> Handler:
@@ -144,6 +148,31 @@ class Front:
 
     async def _metrics(self, exchange: Exchange) -> None:
         await self.send(exchange, 200, generate_latest(self._gateway.metrics.registry), CONTENT_TYPE_LATEST)
+
+    async def _all_figures(self, exchange: Exchange) -> None:
+        """The gateway's own and every model's, for people; those of a model that does not answer are absent."""
+        parts: list[tuple[dict[str, str], bytes]] = [({}, generate_latest(self._gateway.metrics.registry))]
+        for replica, told in await figures.of_replicas(self._gateway.fleet.replicas()):
+            if isinstance(told, bytes):
+                parts.append(({"model": replica.model.name, "replica": replica.name}, told))
+        await self.send(exchange, 200, figures.merged(parts), CONTENT_TYPE_LATEST)
+
+    async def _figures(self, exchange: Exchange) -> None:
+        """One replica's, as they come; a model's, with a label if it has several replicas."""
+        name = exchange.path.removeprefix("/metrics/").rstrip("/")
+        replicas = figures.named(self._gateway.fleet, name)
+        if not replicas:
+            known = ", ".join(["gateway", *(replica.name for replica in self._gateway.fleet.replicas())])
+            await self.send(exchange, 404, f"{name[:100]} has no figures; known are {known}\n".encode(), _PLAIN)
+            return
+        answers = await figures.of_replicas(replicas)
+        told = [({"replica": replica.name}, text) for replica, text in answers if isinstance(text, bytes)]
+        if not told:
+            why = "; ".join(f"{replica.name} does not answer ({error})" for replica, error in answers)
+            await self.send(exchange, 503, f"{why}\n".encode(), _PLAIN)
+            return
+        text = told[0][1] if len(replicas) == 1 else figures.merged(told)
+        await self.send(exchange, 200, text, CONTENT_TYPE_LATEST)
 
     async def _models(self, exchange: Exchange) -> None:
         gateway = self._gateway

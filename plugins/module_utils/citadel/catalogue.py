@@ -12,6 +12,7 @@ from .recipes import RECIPES, revision_of
 KINDS = ("chat", "embeddings")
 VARIANTS = ("bf16", "int8", "int4")  # from the most faithful to the smallest
 SOURCES = ("hub", "mirror", "directory", "archive")
+TAKEN = ("gateway", "companion")  # names that a model cannot have
 REPLICA_PORT_STEP = 100
 # option of the unit -> what decides it
 PLANNED = {
@@ -123,6 +124,8 @@ def complete(
     for name, stanza in models.items():
         if not isinstance(stanza, Mapping):
             raise CatalogueError(str(name), "*", stanza, "a model is a mapping of keys, see docs/models.md")
+        if name in TAKEN:
+            raise CatalogueError(str(name), "*", name, "that is a path of the metrics export; give another name")
         whole = merged(merged(defaults, stanza), overrides.get(name, {}))
         if whole.get("enabled", True):
             stanzas[str(name)] = whole
