@@ -125,3 +125,13 @@ async def test_a_websocket_is_a_tunnel(tmp_path: Path) -> None:
         client.writer.write_eof()
         assert await asyncio.wait_for(client.reader.read(), 5.0) == b""
     await lab.settled()
+
+
+async def test_health_says_whether_it_is_there(tmp_path: Path) -> None:
+    async with beside(tmp_path) as (lab, _, server):
+        told = (await lab.client.get("/health/detailed")).json()
+        assert told["dependencies"]["companion"] == {"status": "healthy"}
+        server.close()
+        told = (await lab.client.get("/health/detailed")).json()
+        assert told["dependencies"]["companion"] == {"status": "unavailable"}
+        assert told["status"] == "healthy", "models are not affected"

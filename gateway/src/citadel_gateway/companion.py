@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from citadel_gateway.gateway import Gateway
 
 _PIECE = 64 * 1024
+_GLANCE = 0.5  # seconds that a look at it may take
 _OURS = b"x-citadel-"
 # they say something about a connection, not about the request (RFC 9110, 7.6.1)
 _HOP = frozenset(
@@ -133,6 +134,16 @@ class Companion:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
         await exchange.end()
+
+
+async def is_there(socket: str) -> bool:
+    try:
+        async with asyncio.timeout(_GLANCE):
+            _, writer = await asyncio.open_unix_connection(socket)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
 
 
 class _Answer:

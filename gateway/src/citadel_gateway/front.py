@@ -139,7 +139,14 @@ class Front:
         await self.send(exchange, 200, orjson.dumps({"message": "Citadel LLM gateway", "version": __version__}))
 
     async def _health(self, exchange: Exchange) -> None:
-        report = health_report(self._gateway, detailed="/detailed" in exchange.path)
+        detailed = "/detailed" in exchange.path
+        report = health_report(self._gateway, detailed=detailed)
+        companion = self._gateway.config.companion
+        if detailed and companion is not None:
+            from citadel_gateway.companion import is_there  # noqa: PLC0415 - most gateways have none
+
+            there = await is_there(companion.socket)
+            report["dependencies"]["companion"] = {"status": "healthy" if there else "unavailable"}
         await self.send(exchange, 503 if report["status"] == "unhealthy" else 200, orjson.dumps(report))
 
     async def _guarded_metrics(self, exchange: Exchange) -> None:

@@ -65,6 +65,8 @@ def health_report(gateway: Gateway, *, detailed: bool) -> dict[str, Any]:
         report["dependencies"] = {
             "keys": {"status": "healthy", "count": len(gateway.keys.all())},
         }
+        if gateway.spool is not None:
+            report["dependencies"]["usage"] = gateway.spool.report()
         report["connections"] = len(gateway.connections)
         report["process"] = _process()
     return report

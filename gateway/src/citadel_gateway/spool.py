@@ -57,6 +57,10 @@ class Spool:
         self._total = size_of(self._folder)
         self._keeper = asyncio.create_task(self._keep(), name="spool")
 
+    def report(self) -> dict[str, Any]:
+        full = self._total >= self._settings.most_bytes
+        return {"status": "full" if full else "healthy", "spooled_bytes": self._total}
+
     def sink(self) -> Sink:
         def keep(record: Record) -> None:
             exchange = record.exchange

@@ -1,0 +1,120 @@
+"""Usage on a host: kept a moment after the answer, and once, whatever becomes of the companion."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+UNIT = "citadel-companion.service"
+DATABASE = "/var/lib/citadel-companion/usage.sqlite"
+COUNT = f"""
+import sqlite3, sys
+with sqlite3.connect("file:{DATABASE}?mode=ro", uri=True) as c:
+    ids = sys.argv[1].split(",")
+    marks = ",".join("?" * len(ids))
+    print(c.execute(f"SELECT count(*) FROM llm_model_requests WHERE visible_id IN ({{marks}})", ids).fetchone()[0])
+"""
+
+
+class Caller:
+    def __init__(self, gateway: str, key: str) -> None:
+        self.gateway, self.key = gateway, key
+
+    def __call__(self, path: str, body: dict[str, Any] | None = None, ident: str = "") -> tuple[int, Any]:
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
+        if ident:
+            headers["x-request-id"] = ident
+        call = urllib.request.Request(self.gateway + path, json.dumps(body).encode() if body else None, headers)
+        try:
+            with urllib.request.urlopen(call, timeout=120) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def ask(self) -> str:
+        """A request that was answered, by its id."""
+        ident = f"usage-{uuid.uuid4().hex}"
+        question = {"model": "phi-3-mini", "max_tokens": 2, "messages": [{"role": "user", "content": "Who are you?"}]}
+        status, _ = self("/v1/chat/completions", question, ident)
+        assert status == 200
+        return ident
+
+
+@pytest.fixture(scope="module")
+def call(gateway: str, key: str, client: object) -> Caller:
+    assert client, "which has waited until the key is known"
+    return Caller(gateway, key)
+
+
+@pytest.fixture
+def kept(llm: Host) -> Callable[[list[str]], int]:
+    """In how many rows these requests are."""
+    return lambda ids: int(llm.check_output("python3 -c %s %s", COUNT, ",".join(ids)))
+
+
+@pytest.fixture
+def started(llm: Host) -> Iterator[None]:
+    yield
+    llm.run(f"systemctl kill -s CONT {UNIT}")
+    llm.check_output(f"systemctl reset-failed {UNIT}; systemctl start {UNIT}")
+
+
+def test_it_runs_as_nobody_else_does(llm: Host) -> None:
+    assert llm.service(UNIT).is_running
+    process = int(llm.check_output(f"systemctl show -P MainPID {UNIT}"))
+    assert llm.check_output(f"ps -o user:32= -p {process}") == "citadel-companion"
+    assert llm.run(f"systemd-analyze security --no-pager --threshold=20 {UNIT}").rc == 0
+    folder = llm.file("/var/lib/citadel-usage")
+    assert (folder.user, folder.group, folder.mode) == ("agent0", "citadel-companion", 0o2770)
+    socket = llm.file("/run/citadel-companion/companion.sock")
+    assert (socket.group, socket.mode) == ("citadel-companion", 0o660)
+
+
+def test_usage_is_there_a_moment_after_the_answer(
+    call: Caller, kept: Callable[[list[str]], int], eventually: Callable[..., None]
+) -> None:
+    ident = call.ask()
+    eventually(lambda: kept([ident]), lambda rows: rows == 1, 10)
+    status, told = call("/v1/usage?days=1")
+    assert status == 200
+    (phi,) = (one for one in told["data"] if one["model"] == "phi-3-mini")
+    assert phi["requests"] >= 1
+    assert phi["completion_tokens"] >= 2
+    status, told = call("/v1/feedback", {"request_id": ident, "satisfaction_score": 9})
+    assert (status, told["model"]) == (200, "phi-3-mini")
+    assert call("/v1/feedback", {"request_id": "not-mine", "satisfaction_score": 9})[0] == 404
+
+
+def test_one_that_hangs_or_is_killed_keeps_each_request_once(
+    llm: Host, call: Caller, kept: Callable[[list[str]], int], eventually: Callable[..., None], started: None
+) -> None:
+    ids = [call.ask()]
+    llm.check_output(f"systemctl kill -s STOP {UNIT}")
+    ids += [call.ask() for _ in range(3)]
+    llm.check_output(f"systemctl kill -s CONT {UNIT}")
+    eventually(lambda: kept(ids), lambda rows: rows == len(ids), 20)
+    for _ in range(3):
+        ids.append(call.ask())
+        llm.check_output(f"systemctl kill -s KILL {UNIT}")
+        ids.append(call.ask())
+        eventually(lambda: llm.service(UNIT).is_running, bool, 20)
+    eventually(lambda: kept(ids), lambda rows: rows == len(ids), 30)
+
+
+def test_one_that_is_stopped_costs_its_own_paths_alone(
+    llm: Host, call: Caller, kept: Callable[[list[str]], int], eventually: Callable[..., None], started: None
+) -> None:
+    llm.check_output(f"systemctl stop {UNIT}")
+    ident = call.ask()
+    status, told = call("/v1/usage")
+    assert (status, told["error"]["code"]) == (503, "companion_unavailable")
+    assert call("/health/detailed")[1]["dependencies"]["companion"] == {"status": "unavailable"}
+    llm.check_output(f"systemctl start {UNIT}")
+    eventually(lambda: kept([ident]), lambda rows: rows == 1, 20)

@@ -1,0 +1,75 @@
+"""The role `companion`: what it renders, and that its digest follows what it is made of."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from citadel_companion.config import Config
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAYBOOK = """
+- hosts: localhost
+  gather_facts: false
+  roles: [companion]
+  tasks:
+    - ansible.builtin.copy:
+        content: "{{ companion_release_files | to_json }}"
+        dest: "{{ out }}"
+        mode: "0600"
+"""
+TOLD = {
+    "companion_environment": "/opt/citadel/envs/gateway-1",
+    "companion_releases": "/opt/citadel/releases",
+    "companion_user": "citadel-companion",
+    "companion_socket": "/run/citadel-companion/companion.sock",
+    "companion_spool": "/var/lib/citadel-usage",
+    "companion_state": "/var/lib/citadel-companion",
+}
+UNIT = "units/citadel-companion.service"
+
+
+def rendered(tmp_path: Path, **more: Any) -> dict[str, str]:
+    (tmp_path / "play.yml").write_text(PLAYBOOK)
+    told = {**TOLD, "out": str(tmp_path / "out.json"), "ansible_connection": "local", **more}
+    done = subprocess.run(
+        ["ansible-playbook", "-i", "localhost,", tmp_path / "play.yml", "-e", json.dumps(told)],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout
+    return dict(json.loads((tmp_path / "out.json").read_text()))
+
+
+def digest(files: dict[str, str]) -> str:
+    (line,) = (line for line in files[UNIT].splitlines() if line.startswith("Environment=CITADEL_DIGEST="))
+    return line.rpartition("=")[2]
+
+
+def test_it_is_a_unit_a_configuration_and_a_source(tmp_path: Path) -> None:
+    files = rendered(tmp_path)
+    config = Config.model_validate(yaml.safe_load(files["config/companion.yml"]))
+    assert config.database is None
+    assert config.spool == TOLD["companion_spool"]
+    assert "gateway/citadel_companion/migrations/0001_base.sql" in files
+    assert "RuntimeDirectory=citadel-companion\n" in files[UNIT]
+    assert "IPAddressAllow=localhost\n" in files[UNIT]
+
+
+def test_a_database_is_let_out_to_and_makes_another_digest(tmp_path: Path) -> None:
+    database = {"host": "10.0.0.35", "password_file": "/run/credentials/database"}
+    files = rendered(tmp_path, companion_database=database, companion_schemas={"phi-3-mini": "phi3"})
+    config = Config.model_validate(yaml.safe_load(files["config/companion.yml"]))
+    assert config.database is not None
+    assert config.database.port == 5433
+    assert "IPAddressAllow=localhost 10.0.0.35\n" in files[UNIT]
+    assert digest(files) != digest(rendered(tmp_path))
