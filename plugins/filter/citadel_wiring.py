@@ -75,6 +75,11 @@ def citadel_instance_digest(instance: Mapping[str, Any], unit: str, options: str
     return serving.digest(instance, unit, options, stored)
 
 
+def citadel_schemas(stanzas: Mapping[str, Any]) -> dict[str, str]:
+    """The schema of each model's table of usage."""
+    return catalogue.schemas(catalogue.parse(stanzas))
+
+
 def citadel_gateway_digest(source: Mapping[str, str], *parts: Any) -> str:
     return gateway_config.digest(source, *parts)
 
@@ -142,6 +147,7 @@ FILTERS = (
     citadel_gateway_configuration,
     citadel_drain,
     citadel_instance_digest,
+    citadel_schemas,
     citadel_gateway_digest,
     citadel_access,
     citadel_networks,

@@ -36,11 +36,20 @@ UNIT = "units/citadel-companion.service"
 
 def rendered(tmp_path: Path, **more: Any) -> dict[str, str]:
     (tmp_path / "play.yml").write_text(PLAYBOOK)
+    # a host before its first release, where there is no such unit
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text("#!/bin/sh\nexit 5\n")
+    systemctl.chmod(0o755)
     told = {**TOLD, "out": str(tmp_path / "out.json"), "ansible_connection": "local", **more}
     done = subprocess.run(
         ["ansible-playbook", "-i", "localhost,", tmp_path / "play.yml", "-e", json.dumps(told)],
         cwd=ROOT,
-        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+        env={
+            **os.environ,
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -66,10 +75,15 @@ def test_it_is_a_unit_a_configuration_and_a_source(tmp_path: Path) -> None:
 
 
 def test_a_database_is_let_out_to_and_makes_another_digest(tmp_path: Path) -> None:
-    database = {"host": "10.0.0.35", "password_file": "/run/credentials/database"}
-    files = rendered(tmp_path, companion_database=database, companion_schemas={"phi-3-mini": "phi3"})
+    told = {"companion_database": {"host": "10.0.0.35"}, "companion_schemas": {"phi-3-mini": "phi3"}}
+    secret = {"companion_database_password": "hidden-1", "companion_credentials": str(tmp_path / "credentials")}
+    files = rendered(tmp_path, **told, **secret)
     config = Config.model_validate(yaml.safe_load(files["config/companion.yml"]))
     assert config.database is not None
     assert config.database.port == 5433
+    assert config.database.password_file == "/run/credentials/citadel-companion.service/database-password"
     assert "IPAddressAllow=localhost 10.0.0.35\n" in files[UNIT]
+    kept = tmp_path / "credentials" / "database-password"
+    assert (kept.read_text(), kept.stat().st_mode & 0o777) == ("hidden-1", 0o600)
+    assert not [path for path, text in files.items() if "hidden-1" in text], "a secret is in no release"
     assert digest(files) != digest(rendered(tmp_path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -349,3 +349,18 @@ def parse(stanzas: Mapping[str, Mapping[str, Any]], taken_ports: Mapping[int, st
                     model.name, "aliases", list(model.aliases), f"{alias} names {called[alias]} already; drop it"
                 )
     return models
+
+
+DOCUMENTED = {"mixtral-8x7b": "mixtral", "hermes-2": "hermes", "openchat-3.5": "openchat", "phi-3-mini": "phi3"}
+
+
+def schemas(models: Sequence[Model]) -> dict[str, str]:
+    """Of each model in a database: as the documents call it, and any other by its name."""
+    found: dict[str, str] = {}
+    for model in models:
+        name = DOCUMENTED.get(model.name) or re.sub("[^a-z0-9]", "_", model.name.lower())[:50]
+        schema = name if name[:1].isalpha() else f"model_{name}"
+        if schema in found.values():
+            schema += f"_{len(found)}"
+        found[model.name] = schema
+    return found

@@ -132,3 +132,9 @@ def test_lists_of_cpus_are_short() -> None:
 )
 def test_every_name_that_the_documents_use(models: Any, name: str, model: str) -> None:
     assert [one.name for one in models(vectors=True) if name in one.aliases] == [model]
+
+
+def test_each_model_has_a_schema_of_its_own(models: Any) -> None:
+    found = catalogue.schemas(models())
+    assert found["phi-3-mini"] == "phi3"
+    assert len(set(found.values())) == len(found)
