@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# The histograms' edges in the gateway. A share of requests is only known at an edge, so objectives are rounded up to one.
+# The histograms' edges in the gateway. A share of requests is only known at an edge: objectives are rounded up to one.
 LATENCY_EDGES = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 FIRST_TOKEN_EDGES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0)
 
@@ -129,7 +129,8 @@ def _enough(window: str, times: str = "") -> str:
 
 
 def _days_left() -> str:
-    return "(min by (citadel_host, path) (citadel_certificate_expires_timestamp_seconds{HOST}) - time()) / 86400 < THRESHOLD"
+    expires = "min by (citadel_host, path) (citadel_certificate_expires_timestamp_seconds{HOST})"
+    return f"({expires} - time()) / 86400 < THRESHOLD"
 
 
 def _advised(reason: str, expression: str) -> str:
@@ -212,7 +213,7 @@ ALERTS = (
         "monitoring",
         "citadel:target:expected unless on (job, citadel_host, replica) up",
         f"Prometheus does not ask for {{{{ $labels.job }}}} of {_HOST} {{{{ $labels.replica }}}}",
-        "The contract of the server names this target, and no file of targets does. What is not asked for is never down.",
+        "The contract of the server names it, and no file of targets does. What is not asked for is never down.",
         OVERVIEW,
         5 * MINUTE,
     ),
@@ -563,7 +564,8 @@ ALERTS = (
         SERVERS,
         "warning",
         "memory",
-        f"citadel:unit_memory:bytes > THRESHOLD\n  unless citadel:unit_memory:bytes <= sum {_EACH} (citadel_plan_memory_bytes{{HOST}})",
+        "citadel:unit_memory:bytes > THRESHOLD\n"
+        f"  unless citadel:unit_memory:bytes <= sum {_EACH} (citadel_plan_memory_bytes{{HOST}})",
         f"{_SUBJECT} takes {_BYTES}B, more than was planned",
         "A large model that takes what was planned is not meant.",
         HOST,

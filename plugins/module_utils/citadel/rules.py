@@ -133,7 +133,8 @@ def _seconds(path: str, value: Any) -> float:
 def rendered(contracts: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
     """The whole file. `contracts` are the published ones, by host."""
     of = Settings.of(settings)
-    return MARK + ", which writes it anew\ngroups:\n" + "".join(_group(*one, of) for one in groups(contracts, of))
+    found = "".join(_group(*one, of) for one in groups(contracts, of))
+    return f"{MARK}, which writes it anew\n" + (f"groups:\n{found}" if found else "groups: []\n")
 
 
 def groups(
