@@ -29,6 +29,7 @@ check: ## lint, types, unit and render tests: no root, no lab
 test: ## every test there is, on a lab of its own
 mutate: ## small wrongs in the gateway's stations, which the tests have to notice: MUTANTS=60 STATIONS=admission,route
 fuzz: ## strange requests beside an innocent client, on simulated models or ADDRESS= of a deployed gateway: SECONDS=300
+prove-alerts: ## faults on a lab that stands, followed until somebody is told and until it is over: SECONDS=600 of health before
 bench-deploy: ## time a cold demo, a warm one, and a deploy that changes nothing
 bench-gateway: ## the gateway beside others, in one run
 bench-hostile: ## hostile clients beside an innocent one, for half an hour, on the gateway and on others
@@ -38,7 +39,7 @@ bench-accuracy: ## what int8 and int4 cost a small language model that is traine
 lock: ## pin what requirements/*.in ask for anew, where that has changed: ONLY=gateway UPGRADE=fastapi
 
 VERBS = demo plan deploy rollback releases keys smoke status validate drift untune destroy capacity variants audit gateway \
-	check test mutate fuzz bench-deploy bench-gateway bench-hostile bench-serving bench-host bench-accuracy lock
+	check test mutate fuzz prove-alerts bench-deploy bench-gateway bench-hostile bench-serving bench-host bench-accuracy lock
 .PHONY: $(VERBS)
 $(VERBS):
 	@$(PYTHON) -m tools $@

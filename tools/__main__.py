@@ -32,6 +32,7 @@ VERBS: dict[str, Callable[[], None]] = {
     "gateway": deployment.gateway,
     "mutate": mutation.mutate,
     "fuzz": testing.fuzz,
+    "prove-alerts": testing.prove_alerts,
     "bench-deploy": benchmark.deploy,
     "bench-gateway": benchmark.gateway,
     "bench-hostile": benchmark.hostile,

@@ -43,7 +43,7 @@ ESTATE = frozenset(
             "drift",
             "untune",
         ),
-        *("demo", "test", "bench-deploy"),
+        *("demo", "test", "prove-alerts", "bench-deploy"),
     }
 )
 LAB = frozenset({"demo", "test", "bench-deploy", "destroy"})

@@ -102,6 +102,21 @@ def fuzz() -> None:
         raise Failure("An innocent client was hurt, or an answer did not help; the requests stand above.")
 
 
+def prove_alerts() -> None:
+    """Faults on the lab that stands, each followed to a message and to its end; nothing may be told before."""
+    toolchain.python_tools(Journal("prove-alerts"))
+    lab = Lab.from_environment()
+    if not lab.record.is_file():
+        raise Failure("There is no lab to hurt: run `make demo` first.")
+    try:
+        with preflight.only_one(lab):
+            failed = toolchain.run_python("-m", "tests.proof", "--health", os.environ.get("SECONDS") or "60").wait()
+    except LabError as error:
+        raise Failure(str(error)) from None
+    if failed:
+        raise Failure("An alert did not come, did not end, or came without a reason; it is named above.")
+
+
 def as_deployed(journal: Journal) -> None:
     """The gateway's tests once more, on the compiled path that a release has."""
     compiled = toolchain.compiled(journal, toolchain.program("python"))

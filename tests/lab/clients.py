@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
+
+from testinfra.host import Host
+
+
+@contextlib.contextmanager
+def temporary_key(llm: Host) -> Iterator[str]:
+    """A key of the highest tier, made as an administrator makes one and revoked in the end."""
+    keys = (
+        "cd / && runuser -u agent0 -- env PYTHONPATH=/opt/citadel/current/gateway "
+        "/opt/citadel/current/env/gateway/bin/python -B -m citadel_gateway keys"
+    )
+    where = "--config /opt/citadel/current/config/gateway.yml"
+    secret = str(llm.check_output(f"{keys} create the-tests {where} --tier enterprise --days 1"))
+    try:
+        yield secret
+    finally:
+        llm.check_output(f"{keys} revoke {secret.split('_')[1]} {where}")
 
 
 class Client:

@@ -13,7 +13,7 @@ import testinfra
 from testinfra.host import Host
 
 from lab.settings import Lab
-from tests.lab.clients import Client
+from tests.lab.clients import Client, temporary_key
 
 
 @pytest.fixture(scope="session")
@@ -54,15 +54,8 @@ def gateway(address: dict[str, str]) -> str:
 
 @pytest.fixture(scope="session")
 def key(llm: Host) -> Iterator[str]:
-    """A key of the highest tier, made as an administrator makes one and revoked in the end."""
-    keys = (
-        "cd / && runuser -u agent0 -- env PYTHONPATH=/opt/citadel/current/gateway "
-        "/opt/citadel/current/env/gateway/bin/python -B -m citadel_gateway keys"
-    )
-    where = "--config /opt/citadel/current/config/gateway.yml"
-    secret = str(llm.check_output(f"{keys} create the-tests {where} --tier enterprise --days 1"))
-    yield secret
-    llm.check_output(f"{keys} revoke {secret.split('_')[1]} {where}")
+    with temporary_key(llm) as secret:
+        yield secret
 
 
 @pytest.fixture(scope="session")

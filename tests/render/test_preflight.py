@@ -79,6 +79,7 @@ def test_both_inventories_pass_as_they_are(lab: Path, inventory: str) -> None:
         ("tuning_scheduler", "cfq", "value of tuning_scheduler must be one of: mq-deadline, none, kyber, bfq"),
         ("citadel_hugepages", "some", "models_settings.hugepages = 'some': give a whole number"),
         ("citadel_hugepages", -3, "models_settings.hugepages = -3: give 0 or more, or -1 for what the host has"),
+        ("citadel_alerts", {"DiskLwo": {}}, "citadel_alerts.DiskLwo = {}: there is no such alert or setting"),
         ("release_keep", "all", "argument 'release_keep' is of type str"),
     ],
 )
