@@ -108,6 +108,10 @@ class Metrics:
                 self.engine_deaths.labels(name, replica.name)
 
 
+# what rates are asked of: the first of a kind would be nothing to them if it came with its series
+_FROM_THE_START = (200, 500, 503, 504)
+
+
 class Distribution:
     """A histogram as plain numbers."""
 
@@ -144,7 +148,8 @@ class Work(Collector):
 
     def prepare(self, model: str, endpoints: Iterable[str]) -> None:
         for endpoint in endpoints:
-            self._requests[model, endpoint, 200] += 0
+            for status in _FROM_THE_START:
+                self._requests[model, endpoint, status] += 0
         for kind in TOKENS:
             self._tokens[model, kind] += 0
         for distributions in (self._queued, self._first):
