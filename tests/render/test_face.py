@@ -40,6 +40,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "face_group": "agent0",
         "face_engine_user": "citadel-vllm",
         "face_profile": "development",
+        "face_texts": "/var/lib/prometheus/node-exporter",
         "face_instances": [
             instance("phi-1", "phi", "some/Phi-long"),
             instance("phi-2", "phi", "some/Phi-long"),

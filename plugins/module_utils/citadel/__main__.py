@@ -17,6 +17,7 @@ VERBS: dict[str, str] = {
     "fetch": "fetch",
     "logs": "logs",
     "make": "making",
+    "metrics": "exporting",
     "prestart": "prestart",
     "ready": "ready",
     "release": "release.cli",

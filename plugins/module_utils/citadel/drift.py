@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from . import declarations
 from .declarations import Finding
 from .kinds import Host
 from .release.failure import RefusedError
+from .release.files import write_json
 from .release.history import live_release
 from .release.installed import look
 from .release.layout import Layout
@@ -63,9 +66,13 @@ def table(found: Sequence[Finding]) -> list[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="every item, also those that are as declared")
+    parser.add_argument("--keep", type=Path, help="a file that gets how many items of each owner drifted, and when")
 
 
 def run(arguments: argparse.Namespace) -> int:
     found = findings(Host())
+    if arguments.keep:
+        owners = {one.owner: sum(o.owner == one.owner and o.state == "drifted" for o in found) for one in found}
+        write_json(arguments.keep, {"at": time.time(), "owners": owners})
     print(json.dumps([vars(one) for one in found], indent=2) if arguments.json else "\n".join(table(found)))
     return 1 if any(one.state == "drifted" for one in found) else 0
