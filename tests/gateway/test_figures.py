@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -12,7 +13,7 @@ from tests.gateway.harness import Lab, running
 
 pytestmark = pytest.mark.anyio
 
-TWO = {"phi": {}, "mixtral": {}}
+TWO: dict[str, dict[str, Any]] = {"phi": {}, "mixtral": {}}
 
 
 async def asked(lab: Lab, path: str) -> tuple[int, str]:

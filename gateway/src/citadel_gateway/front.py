@@ -175,7 +175,7 @@ class Front:
         answers = await figures.of_replicas(replicas)
         told = [({"replica": replica.name}, text) for replica, text in answers if isinstance(text, bytes)]
         if not told:
-            why = "; ".join(f"{replica.name} does not answer ({error})" for replica, error in answers)
+            why = "; ".join(f"{replica.name} does not answer ({error!s})" for replica, error in answers)
             await self.send(exchange, 503, f"{why}\n".encode(), _PLAIN)
             return
         text = told[0][1] if len(replicas) == 1 else figures.merged(told)
