@@ -1,6 +1,6 @@
 # The face of the product. Each verb's work is in tools/, so that it can be read, typed and tested.
 PYTHON ?= python3
-export ENV YES TO FORCE DIRTY KEY HOST MEASURE CREATE ROTATE REVOKE ROLE TIER DAYS MODELS OVERLAP ONLY UPGRADE LAB_PREFIX LAB_NETWORK FLEET MUTANTS STATIONS SEED SECONDS ADDRESS CITADEL_CACHE
+export ENV YES TO FORCE DIRTY KEY HOST MEASURE CREATE ROTATE REVOKE ROLE TIER DAYS MODELS OVERLAP ONLY UPGRADE LAB_PREFIX LAB_NETWORK FLEET MUTANTS STATIONS SEED SECONDS ADDRESS CITADEL_CACHE PICTURES
 export PYTHONDONTWRITEBYTECODE = 1
 .DEFAULT_GOAL := help
 
@@ -36,10 +36,12 @@ bench-hostile: ## hostile clients beside an innocent one, for half an hour, on t
 bench-serving: ## tuned vLLM and its variants beside an untuned one and llama.cpp; vectors that have to mean something
 bench-host: ## what hugepages, governor, NUMA, cores and read-ahead are worth to a model that serves
 bench-accuracy: ## what int8 and int4 cost a small language model that is trained on the spot
+dashboards: ## what Grafana is given, from tools/dashboards; PICTURES=1 draws them from the answers of a running lab
 lock: ## pin what requirements/*.in ask for anew, where that has changed: ONLY=gateway UPGRADE=fastapi
 
 VERBS = demo plan deploy rollback releases keys smoke status validate drift untune destroy capacity variants audit gateway \
-	check test mutate fuzz prove-alerts bench-deploy bench-gateway bench-hostile bench-serving bench-host bench-accuracy lock
+	check test mutate fuzz prove-alerts bench-deploy bench-gateway bench-hostile bench-serving bench-host bench-accuracy \
+	dashboards lock
 .PHONY: $(VERBS)
 $(VERBS):
 	@$(PYTHON) -m tools $@

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from tools import benchmark, deployment, keys, locks, mutation, programs, testing
+from tools import benchmark, dashboards, deployment, keys, locks, mutation, programs, testing
 from tools.phases import Failure, say
 
 VERBS: dict[str, Callable[[], None]] = {
@@ -26,6 +26,7 @@ VERBS: dict[str, Callable[[], None]] = {
     "check": testing.check,
     "test": testing.test,
     "lock": locks.lock,
+    "dashboards": dashboards.dashboards,
     "capacity": deployment.capacity,
     "variants": deployment.variants,
     "audit": deployment.audit,
