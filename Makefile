@@ -20,6 +20,8 @@ status: ## hosts and health
 validate: ## whether a server can carry this product: found, needed, verdict and advice; nothing is touched
 drift: ## what on a server is no longer as roles and release declared it, whose it is and why
 untune: ## put back the settings of the kernel as they were before the first deployment
+register: ## targets, rules, routes and dashboards on the metrics server, as a deployment puts them there
+unregister: ## take them away again: every file there as it was before
 destroy: ## remove the lab without a trace
 capacity: ## whether the models of ENV=citadel fit a host: HOST=cores=24,ram=128,nodes=2,isa=amx or HOST=here
 variants: ## which variants of each model a server has or could make, and what they lose: MEASURE=model finds out by vLLM
@@ -39,9 +41,9 @@ bench-accuracy: ## what int8 and int4 cost a small language model that is traine
 dashboards: ## what Grafana is given, from tools/dashboards; PICTURES=1 draws them from the answers of a running lab
 lock: ## pin what requirements/*.in ask for anew, where that has changed: ONLY=gateway UPGRADE=fastapi
 
-VERBS = demo plan deploy rollback releases keys smoke status validate drift untune destroy capacity variants audit gateway \
-	check test mutate fuzz prove-alerts bench-deploy bench-gateway bench-hostile bench-serving bench-host bench-accuracy \
-	dashboards lock
+VERBS = demo plan deploy rollback releases keys smoke status validate drift untune register unregister destroy capacity \
+	variants audit gateway check test mutate fuzz prove-alerts bench-deploy bench-gateway bench-hostile bench-serving \
+	bench-host bench-accuracy dashboards lock
 .PHONY: $(VERBS)
 $(VERBS):
 	@$(PYTHON) -m tools $@

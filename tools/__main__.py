@@ -22,6 +22,8 @@ VERBS: dict[str, Callable[[], None]] = {
     "validate": deployment.validate,
     "drift": deployment.drift,
     "untune": deployment.untune,
+    "register": deployment.register,
+    "unregister": deployment.unregister,
     "destroy": deployment.destroy,
     "check": testing.check,
     "test": testing.test,

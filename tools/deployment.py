@@ -275,6 +275,16 @@ def untune() -> None:
     on_the_estate("untune", "put back", "playbooks/untune.yml")
 
 
+def register() -> None:
+    ask_before_changing("register")
+    on_the_estate("register", "register", "playbooks/register.yml")
+
+
+def unregister() -> None:
+    ask_before_changing("unregister")
+    on_the_estate("unregister", "unregister", "playbooks/unregister.yml")
+
+
 def variants() -> None:
     """What there is; with MEASURE=model what it costs in accuracy, which takes minutes of all cores that are free."""
     if os.environ.get("MEASURE"):

@@ -42,6 +42,8 @@ ESTATE = frozenset(
             "validate",
             "drift",
             "untune",
+            "register",
+            "unregister",
         ),
         *("demo", "test", "prove-alerts", "bench-deploy"),
     }

@@ -9,12 +9,26 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ansible.errors import AnsibleFilterError
 
 # modules get the package from Ansible itself; on the controller it is found beside the plugins
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "module_utils"))
 
-from citadel import access, audit, catalogue, contract, gateway_config, network, serving, settings, storage, tuning
+from citadel import (
+    access,
+    audit,
+    catalogue,
+    contract,
+    gateway_config,
+    network,
+    registration,
+    routing,
+    serving,
+    settings,
+    storage,
+    tuning,
+)
 
 
 def citadel_contract(
@@ -35,7 +49,38 @@ def citadel_targets(contracts: Mapping[str, Any], interval: int) -> dict[str, li
     return {host: contract.target_groups(published, int(interval)) for host, published in contracts.items()}
 
 
-def citadel_scraped(contracts: Mapping[str, Any], failures: Mapping[str, str]) -> list[str]:
+def citadel_target_files(groups: Mapping[str, Any]) -> dict[str, str]:
+    """The text of each file of targets, with our mark."""
+    return {host: f"{registration.MARK}\n{yaml.safe_dump(of_one, sort_keys=False)}" for host, of_one in groups.items()}
+
+
+def citadel_routing(receivers: list[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Entries for lists of alertmanager.yml, as text."""
+    found = routing.routing(receivers, settings)
+    return {key: yaml.dump(entries, Dumper=WithoutAliases, sort_keys=False) for key, entries in found.items()}
+
+
+class WithoutAliases(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def citadel_dashboards(folder: str) -> dict[str, str]:
+    """The text of each dashboard in a folder of the controller, by the name of its file."""
+    return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).glob("*.json"))}
+
+
+def citadel_registered(answers: list[Mapping[str, Any]], host: str) -> str:
+    """What became of the registration, as lines for people."""
+    return "\n".join(f"| {line}" for line in registration.sentences(answers, host))
+
+
+def citadel_not_registered(answers: list[Mapping[str, Any]], host: str) -> str:
+    """What went wrong; empty where nothing did."""
+    return " ".join(registration.failures(answers, host))
+
+
+def citadel_scraped(contracts: Mapping[str, Any], failures: Mapping[str, str]) -> list[dict[str, Any]]:
     """The targets of the hosts that failed in nothing."""
     return [target for host, one in contracts.items() if failures[host] == "" for target in one["scraped"]]
 
@@ -139,6 +184,11 @@ FILTERS = (
     citadel_contract,
     citadel_of_each,
     citadel_targets,
+    citadel_target_files,
+    citadel_routing,
+    citadel_dashboards,
+    citadel_registered,
+    citadel_not_registered,
     citadel_scraped,
     citadel_models_settings,
     citadel_storage,

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.citadel.watch import PATIENCE, watch
+from ansible.module_utils.citadel.watch import PATIENCE, Watched, watch
 
 DOCUMENTATION = r"""
 module: citadel_watch
 short_description: Ask Prometheus which targets it reports as up
 description:
-  - Waits until all of them are up, or for as long as C(patience) says, and returns what it found.
+  - Waits until all of them are up, and nothing else of their hosts is asked for, or for as long as C(patience) says, and returns what it found.
   - Never fails by itself. A server that is not watched yet serves all the same.
 options:
   url:
@@ -18,9 +18,9 @@ options:
     type: str
     required: true
   targets:
-    description: What it should scrape, as C(address:port).
+    description: What it should scrape, as the contracts have it, with C(job), C(address), C(path) and C(labels).
     type: list
-    elements: str
+    elements: dict
     required: true
   patience:
     description: Seconds to wait for the first scrapes.
@@ -53,6 +53,11 @@ missing:
   returned: always
   type: list
   elements: str
+others:
+  description: What it asks these hosts for besides, which it should not.
+  returned: always
+  type: list
+  elements: str
 said:
   description: A sentence with the reason, as far as this host can find it.
   returned: always
@@ -68,13 +73,14 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "url": {"type": "str", "required": True},
-            "targets": {"type": "list", "elements": "str", "required": True},
+            "targets": {"type": "list", "elements": "dict", "required": True},
             "patience": {"type": "float", "default": PATIENCE},
         },
         supports_check_mode=True,
     )
-    wanted = module.params
-    module.exit_json(changed=False, **watch(wanted["url"].rstrip("/"), wanted["targets"], wanted["patience"]).as_dict())
+    given = module.params
+    targets = [Watched.of(target) for target in given["targets"]]
+    module.exit_json(changed=False, **watch(given["url"].rstrip("/"), targets, given["patience"]).as_dict())
 
 
 if __name__ == "__main__":

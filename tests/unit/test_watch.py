@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from citadel.watch import PATIENCE, Seen, watch
+from citadel.watch import PATIENCE, Seen, Watched, watch
 
 
 class Prometheus(BaseHTTPRequestHandler):
@@ -20,7 +20,7 @@ class Prometheus(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         found = self.answers[0] if len(self.answers) == 1 else self.answers.pop(0)
-        body = b"figure 1\n" if self.path == "/metrics" else json.dumps(found).encode()
+        body = b"figure 1\n" if self.path.startswith("/metrics") else json.dumps(found).encode()
         self.send_response(200)
         self.end_headers()
         self.wfile.write(body)
@@ -29,8 +29,18 @@ class Prometheus(BaseHTTPRequestHandler):
         pass
 
 
-def result(value: str, instance: str) -> dict[str, Any]:
-    return {"data": {"result": [{"metric": {"instance": instance}, "value": [0, value]}]}}
+def target(address: str, replica: str = "m") -> Watched:
+    labels = {"citadel_host": "one", "model": "m", "replica": replica}
+    return Watched.of({"job": "models", "address": address, "path": f"/metrics/{replica}", "labels": labels})
+
+
+def entry(value: str, instance: str, replica: str = "m", host: str = "one") -> dict[str, Any]:
+    labels = {"job": "models", "instance": instance, "citadel_host": host, "model": "m", "replica": replica}
+    return {"metric": {**labels, "__name__": "up"}, "value": [0, value]}
+
+
+def result(*entries: dict[str, Any]) -> dict[str, Any]:
+    return {"data": {"result": list(entries)}}
 
 
 @pytest.fixture
@@ -51,41 +61,57 @@ class Time:
         self.now += seconds
 
 
-def seen(url: str, *targets: str) -> Seen:
+def seen(url: str, *targets: Watched) -> Seen:
     time = Time()
     return watch(url, targets, clock=lambda: time.now, pause=time.pause)
 
 
 def test_it_waits_for_the_first_scrape(address: str) -> None:
-    Prometheus.answers = [{"data": {"result": []}}, result("0", address), result("1", address)]
-    found = seen(f"http://{address}", address)
-    assert (found.found, found.missing) == ((address,), ())
+    Prometheus.answers = [result(), result(entry("0", address)), result(entry("1", address))]
+    found = seen(f"http://{address}", target(address))
+    assert (found.found, found.missing) == (("m of one",), ())
     assert "1 of 1 targets as up" in found.said
 
 
+def test_several_behind_one_address_are_told_apart(address: str) -> None:
+    Prometheus.answers = [result(entry("1", address), entry("0", address, "m-2"))]
+    found = seen(f"http://{address}", target(address), target(address, "m-2"))
+    assert (found.found, found.missing) == (("m of one",), ("m-2 of one",))
+
+
+def test_a_model_that_was_taken_out_has_to_go(address: str) -> None:
+    both = result(entry("1", address), entry("1", address, "gone"), entry("1", address, "elsewhere", host="two"))
+    Prometheus.answers = [both, result(entry("1", address))]
+    assert not seen(f"http://{address}", target(address)).others
+    Prometheus.answers = [both]
+    found = seen(f"http://{address}", target(address))
+    assert (found.others, found.missing) == (("gone of one",), ())
+    assert "still asks for gone of one after" in found.said
+
+
 def test_a_target_that_stays_down_is_named_with_what_this_host_finds(address: str) -> None:
-    Prometheus.answers = [result("0", address)]
-    found = seen(f"http://{address}", address)
-    assert found.missing == (address,) and found.seconds > PATIENCE
-    assert f"does not report {address} as up after" in found.said and f"see http://{address}/targets" in found.said
+    Prometheus.answers = [result(entry("0", address))]
+    found = seen(f"http://{address}", target(address))
+    assert found.missing == ("m of one",) and found.seconds > PATIENCE
+    assert "does not report m of one as up after" in found.said and f"see http://{address}/targets" in found.said
 
 
 def test_a_target_that_nobody_hears_is_told_as_such(address: str) -> None:
-    Prometheus.answers = [result("1", address)]
-    found = seen(f"http://{address}", address, "127.0.0.1:9")
-    assert (found.found, found.missing) == ((address,), ("127.0.0.1:9",))
-    assert "http://127.0.0.1:9/metrics gives no answer" in found.said
+    Prometheus.answers = [result(entry("1", address))]
+    found = seen(f"http://{address}", target(address), target("127.0.0.1:9"))
+    assert (found.found, found.missing) == (("m of one",), ("m of one",))
+    assert "http://127.0.0.1:9/metrics/m gives no answer" in found.said
 
 
 def test_a_server_that_is_none(address: str) -> None:
     Prometheus.answers = [{"hello": "world"}]
-    assert "does not answer as Prometheus does: the release is live" in seen(f"http://{address}", address).said
+    assert "does not answer as Prometheus does: the release is live" in seen(f"http://{address}", target(address)).said
 
 
 def test_nobody_there() -> None:
-    found = seen("http://127.0.0.1:9", "127.0.0.1:9")
-    assert found.missing == ("127.0.0.1:9",) and "gives no answer" in found.said
+    found = seen("http://127.0.0.1:9", target("127.0.0.1:9"))
+    assert found.missing == ("m of one",) and "gives no answer" in found.said
 
 
 def test_an_address_that_is_none() -> None:
-    assert "gives no answer" in seen("nonsense", "127.0.0.1:9").said
+    assert "gives no answer" in seen("nonsense", target("127.0.0.1:9")).said
