@@ -12,15 +12,9 @@ from typing import Any
 import pytest
 from testinfra.host import Host
 
+from lab.settings import Lab
+
 UNIT = "citadel-companion.service"
-DATABASE = "/var/lib/citadel-companion/usage.sqlite"
-COUNT = f"""
-import sqlite3, sys
-with sqlite3.connect("file:{DATABASE}?mode=ro", uri=True) as c:
-    ids = sys.argv[1].split(",")
-    marks = ",".join("?" * len(ids))
-    print(c.execute(f"SELECT count(*) FROM llm_model_requests WHERE visible_id IN ({{marks}})", ids).fetchone()[0])
-"""
 
 
 class Caller:
@@ -54,9 +48,21 @@ def call(gateway: str, key: str, client: object) -> Caller:
 
 
 @pytest.fixture
-def kept(llm: Host) -> Callable[[list[str]], int]:
-    """In how many rows these requests are."""
-    return lambda ids: int(llm.check_output("python3 -c %s %s", COUNT, ",".join(ids)))
+def kept(data: Host, lab: Lab) -> Callable[[list[str]], int]:
+    """In how many rows of PostgreSQL these requests are."""
+    password = (lab.directory / "secrets/citadel_admin").read_text().strip()
+
+    def count(ids: list[str]) -> int:
+        wanted = ", ".join(f"'{ident}'" for ident in ids)
+        question = f"SELECT count(*) FROM phi3.llm_model_requests WHERE visible_id IN ({wanted})"
+        told = data.check_output(
+            "PGPASSWORD=%s psql --host=127.0.0.1 --port=5432 --username=citadel_admin citadel_ai -tA --command=%s",
+            password,
+            question,
+        )
+        return int(told)
+
+    return count
 
 
 @pytest.fixture
@@ -106,6 +112,32 @@ def test_one_that_hangs_or_is_killed_keeps_each_request_once(
         ids.append(call.ask())
         eventually(lambda: llm.service(UNIT).is_running, bool, 20)
     eventually(lambda: kept(ids), lambda rows: rows == len(ids), 30)
+
+
+@pytest.mark.parametrize("unit", ["pgpool2", "postgresql@17-main"])
+def test_a_database_that_is_away_costs_nobody_anything(
+    data: Host, call: Caller, kept: Callable[[list[str]], int], eventually: Callable[..., None], unit: str
+) -> None:
+    ids = [call.ask()]
+    data.check_output(f"systemctl stop {unit}")
+    try:
+        ids += [call.ask() for _ in range(3)]
+    finally:
+        data.check_output(f"systemctl start {unit}")
+    ids.append(call.ask())
+    eventually(lambda: kept(ids), lambda rows: rows == len(ids), 90)
+
+
+def test_a_database_that_hangs_costs_nobody_anything(
+    data: Host, call: Caller, kept: Callable[[list[str]], int], eventually: Callable[..., None]
+) -> None:
+    ids = [call.ask()]
+    data.check_output("systemctl kill -s STOP pgpool2")
+    try:
+        ids += [call.ask() for _ in range(3)]
+    finally:
+        data.check_output("systemctl kill -s CONT pgpool2")
+    eventually(lambda: kept(ids), lambda rows: rows == len(ids), 90)
 
 
 def test_one_that_is_stopped_costs_its_own_paths_alone(

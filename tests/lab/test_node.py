@@ -33,8 +33,8 @@ def scraped(address: dict[str, str]) -> Callable[[], Figures]:
 
 
 def of(found: Figures, name: str, **labels: str) -> float:
-    (value,) = (v for (n, told), v in found.items() if n == name and labels.items() <= dict(told).items())
-    return value
+    """Its value; -1 where there is none yet."""
+    return next((v for (n, told), v in found.items() if n == name and labels.items() <= dict(told).items()), -1.0)
 
 
 def test_units_plan_and_release_are_figures(scraped: Callable[[], Figures], llm: Host) -> None:

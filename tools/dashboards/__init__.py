@@ -23,5 +23,5 @@ def dashboards() -> None:
 
 def _run(journal: Journal, name: str, module: str) -> None:
     # the SDK warns that a later Grafana has another format; the estate's has this one
-    quiet = [toolchain.program("python"), "-W", "ignore::DeprecationWarning"]
+    quiet: list[str | Path] = [toolchain.program("python"), "-W", "ignore::DeprecationWarning"]
     journal.phase(name, [*quiet, "-m", module], toolchain.paths())
