@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from tools import toolchain
 from tools.phases import ROOT, Journal, say
@@ -23,5 +24,5 @@ def dashboards() -> None:
 
 def _run(journal: Journal, name: str, module: str) -> None:
     # the SDK warns that a later Grafana has another format; the estate's has this one
-    quiet: list[str | Path] = [toolchain.program("python"), "-W", "ignore::DeprecationWarning"]
-    journal.phase(name, [*quiet, "-m", module], toolchain.paths())
+    python: list[str | Path] = [toolchain.program("python"), "-W", "ignore::DeprecationWarning", "-m", module]
+    journal.phase(name, python, toolchain.paths())
