@@ -60,7 +60,8 @@ def p(quantile: float, of: str, by: str, matcher: str, window: str = RATE) -> st
 
 
 def mean(of: str, by: str, matcher: str, window: str = RATE) -> str:
-    total, count = (f"sum by ({by}) (rate({of}_{part}{{{matcher}}}{window}))" for part in ("sum", "count"))
+    summed = f"sum by ({by}) " if by else "sum"
+    total, count = (f"{summed}(rate({of}_{part}{{{matcher}}}{window}))" for part in ("sum", "count"))
     return f"{total}\n/ {count}"
 
 

@@ -125,6 +125,7 @@ def business() -> Board:
                 "short",
                 Ask(f"sum by (model) (increase({written}[$__range]))", "{{model}}"),
                 by_name=True,
+                size=(8, 6),
             ),
             shares(
                 "Work Saved by Caches",
@@ -138,6 +139,7 @@ def business() -> Board:
                 ),
                 most=1,
                 by_name=True,
+                size=(8, 6),
             ),
             rows(
                 "Cost Efficiency Analysis",
@@ -160,7 +162,7 @@ def business() -> Board:
                         f"/ (sum by (model) (increase({written}[$__range])) > 0)"
                     ),
                 ),
-                size=(8, 8),
+                size=(8, 6),
                 sort="requests",
             ),
         ],

@@ -128,9 +128,9 @@ def draw_stat(panel: Mapping[str, Any], box: Box, answers: Answers, _: Colors) -
         cell = Box(box.x + place * width, box.y, width, box.h)
         figure, color = said(config, series.last)
         if panel["options"].get("graphMode") == "area" and len(series.points) > 1:
-            out += spark(cell.inner(4, cell.h * 0.55, 4, 0), series, color, answers)
+            out += spark(cell.inner(4, cell.h * (0.7 if names else 0.62), 4, 0), series, color, answers)
         size = min(30, cell.h * 0.42, cell.w / max(1, len(figure)) * 1.5)
-        middle = cell.y + cell.h * (0.5 if not names else 0.6) + size * 0.1
+        middle = cell.y + cell.h * (0.48 if names else 0.4) + size * 0.2
         out.append(text(cell.x + cell.w / 2, middle, figure, size, color, anchor="middle", weight=600))
         if names:
             out.append(text(cell.x + cell.w / 2, cell.y + 16, fitted(name, 13, cell.w - 8), 13, TEXT, anchor="middle"))
@@ -156,7 +156,8 @@ def along(box: Box, when: float, answers: Answers) -> float:
 def draw_lines(panel: Mapping[str, Any], box: Box, answers: Answers, colors: Colors) -> list[str]:
     config, found = panel["fieldConfig"]["defaults"], answers.of(panel)
     custom, unit = config["custom"], config["unit"]
-    shown_names = found[:6]
+    listed = [entry for entry in found if not overrides(panel, entry[0]).get("custom.hideFrom", {}).get("legend")]
+    shown_names = listed[:6]
     chart = box.inner(0, 4, 6, 26 + 17 * (len(shown_names) + bool(shown_names)))
     stacked = custom.get("stacking", {}).get("mode") == "normal"
     layers: dict[float, float] = {}
@@ -219,10 +220,8 @@ def draw_lines(panel: Mapping[str, Any], box: Box, answers: Answers, colors: Col
             out.append(path([(x, chart.y), (x, chart.y + chart.h)], COLORS["purple"], 1, "4 4"))
     if not drawn:
         return [*out, *nothing(chart, config.get("noValue", "No data"))]
-    return [
-        *out,
-        *legend(box, [(name, color, one) for (name, color, *_), (_, one) in zip(drawn, found, strict=True)], unit),
-    ]
+    colored = {name: color for name, color, *_ in drawn}
+    return [*out, *legend(box, [(name, colored[name], one) for name, one in listed], unit)]
 
 
 def pieces(points: Sequence[tuple[float, float, float]], step: float) -> list[list[tuple[float, float, float]]]:

@@ -94,7 +94,7 @@ def integration() -> Board:
                 size=(14, 8),
             ),
             lines(
-                "Rules and Notifications",
+                "Rule Evaluation",
                 "Time that Prometheus takes for our rules, at each evaluation.",
                 "s",
                 Ask(

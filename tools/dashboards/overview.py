@@ -199,7 +199,7 @@ def overview() -> Board:
                 Column("ready", "short", Ask(ready), mapped={"1": YES, "0": NO}),
                 Column("breaker", "short", Ask(f"llm_breaker_state{{{OF}}}"), mapped=BREAKERS),
                 Column("restarts", "short", Ask(f"llm_replica_restarts_total{{{OF}}}"), [(1, YELLOW), (3, RED)]),
-                size=(12, 8),
+                size=(12, 6),
             ),
             rows(
                 "Cost Efficiency Analysis",
@@ -221,7 +221,7 @@ def overview() -> Board:
                     ),
                 ),
                 Column("memory", "bytes", Ask(f"sum by (model) (llm_model_memory_usage_bytes{{{OF}}})")),
-                size=(12, 8),
+                size=(12, 6),
                 sort="tokens written",
             ),
         ],

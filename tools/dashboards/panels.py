@@ -29,6 +29,8 @@ SOURCE = shapes.DataSourceRef(type_val="prometheus", uid="${datasource}")
 GREEN, YELLOW, ORANGE, RED, BLUE, PURPLE, GREY = "green", "yellow", "orange", "red", "blue", "purple", "text"
 # the host is asked half as often as what serves, and a rate needs more than two answers
 SLOW = "30s"
+# what every model has beside its figures: a line for each, which would fill the legend
+OF_EACH = ("objective", "plan")
 
 Panel = (
     stat.Panel | timeseries.Panel | table.Panel | bargauge.Panel | heatmap.Panel | statetimeline.Panel | dashboard.Panel
@@ -172,6 +174,8 @@ def lines(
             Set("custom.fillOpacity", 0),
             Set("custom.stacking", {"mode": "none", "group": "limits"}),
         ]
+        if dashed in OF_EACH:
+            style_of_limits.append(Set("custom.hideFrom", {"legend": True, "tooltip": False, "viz": False}))
         panel.override_by_regexp(f"/{dashed}/", style_of_limits)
     return panel
 

@@ -133,13 +133,15 @@ def performance() -> Board:
                 "short",
                 Ask(f"sum by (replica) (increase(vllm:num_preemptions_total{{{ONE}}}[5m]))", "{{replica}}"),
                 bars=True,
+                stacked=True,
             ),
             lines(
                 "Reading and Writing",
                 "Mean time of a request in its two phases: reading the prompt (prefill), writing the answer (decode).",
                 "s",
-                Ask(mean("vllm:request_prefill_time_seconds", "model", ONE), "{{model}} reads"),
-                Ask(mean("vllm:request_decode_time_seconds", "model", ONE), "{{model}} writes"),
+                Ask(mean("vllm:request_prefill_time_seconds", "", ONE), "reads"),
+                Ask(mean("vllm:request_decode_time_seconds", "", ONE), "writes"),
+                stacked=True,
             ),
             spread(
                 "Lengths of Prompts",
@@ -165,6 +167,7 @@ def performance() -> Board:
                 "short",
                 Ask(f"sum by (model) (increase(llm_retries_total{{{OF}}}[5m]))", "{{model}}"),
                 bars=True,
+                stacked=True,
             ),
             lines(
                 "Failed Calls by Kind",
@@ -172,6 +175,7 @@ def performance() -> Board:
                 "short",
                 Ask(f"sum by (kind) (increase(llm_upstream_errors_total{{{OF}}}[5m]))", "{{kind}}"),
                 bars=True,
+                stacked=True,
             ),
             lines(
                 "Requests Refused",
@@ -180,6 +184,7 @@ def performance() -> Board:
                 "short",
                 Ask(f"sum by (reason) (increase(llm_rejections_total{{{OF}}}[5m]))", "{{reason}}"),
                 bars=True,
+                stacked=True,
             ),
         ],
     )
