@@ -1,4 +1,4 @@
-"""What is put on a metrics server, in folders of this machine: the real promtool and amtool, stand-ins for what runs."""
+"""What is put on a metrics server, in folders of this machine: real promtool and amtool, stand-ins for what runs."""
 
 from __future__ import annotations
 
@@ -195,7 +195,11 @@ def test_a_server_taken_out_of_the_inventory(given: Given, etc: Path, tmp_path: 
     (etc / "targets.d/citadel-two.yml").write_text(old)
     Servers.targets = [["one", "two"], ["one"]]
     assert "removed: targets.d/citadel-two.yml" in do(given()).told
-    assert sorted(os.listdir(etc / "targets.d")) == ["citadel-of-somebody.yml", "citadel-one.yml", "node.yml"]
+    assert sorted(path.name for path in (etc / "targets.d").iterdir()) == [
+        "citadel-of-somebody.yml",
+        "citadel-one.yml",
+        "node.yml",
+    ]
 
 
 def test_targets_are_forgotten_before_anything_reloads(given: Given, etc: Path, tmp_path: Path) -> None:
