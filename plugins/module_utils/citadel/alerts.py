@@ -485,7 +485,8 @@ ALERTS = (
         PREDICTIVE,
         "warning",
         "capacity_planning",
-        "predict_linear(citadel:load:ratio[30m], 30m) > THRESHOLD",
+        # a line through fewer minutes than that says what a start looks like
+        "predict_linear(citadel:load:ratio[30m], 30m) > THRESHOLD\n  and citadel:load:ratio offset 27m",
         f"{_SUBJECT}: in half an hour {_SHARE} of its places are taken, if it goes on like this",
         "A straight line through the last half hour.",
         MODEL,
@@ -526,7 +527,7 @@ ALERTS = (
         PLANNING,
         "info",
         "capacity_planning",
-        "predict_linear(citadel:cpu:ratio5m[1h], 24h) > THRESHOLD",
+        "predict_linear(citadel:cpu:ratio5m[1h], 24h) > THRESHOLD\n  and citadel:cpu:ratio5m offset 54m",
         f"{_HOST}: in a day {_SHARE} of its processors are used, if it goes on like this",
         "A straight line through the last hour.",
         HOST,
@@ -538,7 +539,8 @@ ALERTS = (
         PLANNING,
         "info",
         "capacity_planning",
-        "predict_linear(citadel:memory:ratio[1h], 24h) > THRESHOLD\n  and deriv(citadel:memory:ratio[1h]) > 0",
+        "predict_linear(citadel:memory:ratio[1h], 24h) > THRESHOLD\n  and deriv(citadel:memory:ratio[1h]) > 0"
+        "\n  and citadel:memory:ratio offset 54m",
         f"{_HOST}: in a day {_SHARE} of its memory is used, if it goes on like this",
         "A straight line through the last hour, and it rises: what models hold by plan is not told.",
         HOST,
@@ -635,7 +637,8 @@ ALERTS = (
         PREDICTIVE,
         "warning",
         "disk",
-        "predict_linear(citadel:disk_free:ratio[6h], 24h) <= 0\n  and citadel:disk_free:ratio < THRESHOLD",
+        "predict_linear(citadel:disk_free:ratio[6h], 24h) <= 0\n  and citadel:disk_free:ratio < THRESHOLD"
+        "\n  and citadel:disk_free:ratio offset 5h",
         f"{_HOST}: {{{{ $labels.mountpoint }}}} is full within a day, if it goes on like this",
         "A straight line through the last six hours, where less than half is left.",
         HOST,

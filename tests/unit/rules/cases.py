@@ -384,14 +384,17 @@ CASES = {
         "80m",
         [({'citadel:cpu:ratio5m{citadel_host="llm-01"}': "0.1+0.0006x100"}, AT)],
         [{'citadel:cpu:ratio5m{citadel_host="llm-01"}': "0.1+0.0004x100"}],
-        [{'citadel:cpu:ratio5m{citadel_host="llm-01"}': "0.7x100"}],
+        [
+            {'citadel:cpu:ratio5m{citadel_host="llm-01"}': "0.7x100"},
+            {'citadel:cpu:ratio5m{citadel_host="llm-01"}': "_x55 0.1+0.01x40"},
+        ],
         step="1m",
     ),
     "LLM_Capacity_Planning_Memory": Cases(
         "80m",
         [(memory("900-0.6x100"), AT)],
         [memory("900-0.4x100"), memory("90x100")],
-        [memory("500x100")],
+        [memory("500x100"), memory("_x55 900-5x40")],
         step="1m",
     ),
     "HighMemoryUsage": Cases(
@@ -432,7 +435,7 @@ CASES = {
         "8h",
         [(disk("600-4x60"), {**AT, "mountpoint": "/opt/models"})],
         [disk("450-2x60"), disk("900-7x60")],
-        [disk("300x60")],
+        [disk("300x60"), disk("_x40 400-20x20")],
         step="10m",
     ),
     "CertificateExpires": Cases(
