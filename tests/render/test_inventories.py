@@ -59,7 +59,7 @@ def own(tmp_path: Path) -> Path:
 def test_an_inventory_anywhere_wins_over_the_product(own: Path) -> None:
     ask = ["ansible", "watcher", "-i", str(own), "-o", "-m", "ansible.builtin.debug"]
     told = subprocess.run(
-        [*ask, "-a", "msg={{ [citadel_contracts, targets_groups] }}"],
+        [*ask, "-a", "msg={{ [citadel_contracts, monitoring_targets] }}"],
         cwd=ROOT,
         env={**os.environ, "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"},
         capture_output=True,
