@@ -115,9 +115,9 @@ NEEDS = (
     Need("nodejs", CHECK, "node"),
     Need("npm", CHECK, "npm"),
     Need("openssl", CHECK | {"bench-gateway"}, "openssl"),
-    # of the rules and routes: what says whether Prometheus and Alertmanager would take them
-    Need("prometheus", CHECK, "promtool"),
-    Need("prometheus-alertmanager", CHECK, "amtool"),
+    # of rules, routes and targets: both themselves, and what says whether they would take something
+    Need("prometheus", CHECK, "promtool prometheus"),
+    Need("prometheus-alertmanager", CHECK, "amtool prometheus-alertmanager"),
     # of the companion: a database of the tests' own
     Need("postgresql", CHECK, there=lambda: any(Path("/usr/lib/postgresql").glob("*/bin/initdb"))),
     Need("util-linux", CHECK, "runuser"),

@@ -51,23 +51,18 @@ def citadel_targets(contracts: Mapping[str, Any], interval: int) -> dict[str, li
 
 def citadel_target_files(groups: Mapping[str, Any]) -> dict[str, str]:
     """The text of each file of targets, with our mark."""
-    return {host: f"{registration.MARK}\n{written(of_one)}" for host, of_one in groups.items()}
+    return {host: f"{registration.MARK}\n{as_yaml(of_one)}" for host, of_one in groups.items()}
 
 
 def citadel_routing(receivers: list[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, str]:
     """Entries for lists of alertmanager.yml, as text."""
     found = routing.routing(receivers, settings)
-    return {key: written(entries) for key, entries in found.items()}
+    return {key: as_yaml(entries) for key, entries in found.items()}
 
 
-def written(value: Any) -> str:
-    """As YAML, whatever Ansible has tagged the texts with."""
-    return yaml.dump(json.loads(json.dumps(value)), Dumper=WithoutAliases, sort_keys=False)
-
-
-class WithoutAliases(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
+def as_yaml(value: Any) -> str:
+    """Of plain values, which Ansible's are not."""
+    return str(yaml.safe_dump(json.loads(json.dumps(value)), sort_keys=False))
 
 
 def citadel_dashboards(folder: str) -> dict[str, str]:

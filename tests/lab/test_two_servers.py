@@ -38,7 +38,7 @@ def both(lab: Lab) -> Lab:
 
 
 def fleet_up(ask: Callable[..., Any], metrics: str) -> dict[str, str]:
-    found = ask(f"http://{metrics}:9090/api/v1/query?query=up{{job=%22citadel-gateway%22}}")["data"]["result"]
+    found = ask(f"http://{metrics}:9090/api/v1/query?query=up{{job=%22citadel-llm-gateway%22}}")["data"]["result"]
     return {entry["metric"]["citadel_host"]: entry["value"][1] for entry in found}
 
 
