@@ -135,7 +135,9 @@ def test_an_alertmanager_that_is_down_keeps_what_it_had(metrics: Host) -> None:
     before = metrics.check_output(FILES)
     metrics.check_output("systemctl stop prometheus-alertmanager.service")
     told, status = tried(REGISTER, monitoring_receivers=[])
-    assert status != 0 and "systemctl reload prometheus-alertmanager.service" in told and "everything is as it was" in told
+    assert (
+        status != 0 and "systemctl reload prometheus-alertmanager.service" in told and "everything is as it was" in told
+    )
     assert metrics.check_output(FILES) == before
 
 
