@@ -20,6 +20,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import testinfra
@@ -49,6 +50,7 @@ LONG = {
     "ignore_eos": True,
 }
 PROBE = "/opt/models/.proof"
+UNIFIED = Path("/sys/fs/cgroup/cgroup.controllers").exists()
 DOCUMENT = ROOT / "docs" / "monitoring.md"
 BEGIN, END = "<!-- proof: begin -->", "<!-- proof: end -->"
 
@@ -203,7 +205,8 @@ class Fault:
 FAULTS = (
     Fault("a model's unit is stopped", "LLMServiceDown", lambda estate: stopped(estate, unit(MODEL))),
     Fault("its engine stands still (SIGSTOP)", "EngineStalled", stalled),
-    Fault("the kernel ends it for its memory", "OutOfMemoryKill", starved),
+    # systemd tells of such a kill on cgroup v2 alone
+    Fault("the kernel ends it for its memory", "OutOfMemoryKill" if UNIFIED else "UnitGaveUp", starved),
     Fault("a disk is full", "DiskFull", filled),
     Fault("30 clients at once", "ModelSaturated", lambda estate: asking(estate, 30)),
     Fault(
