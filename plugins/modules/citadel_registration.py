@@ -22,7 +22,8 @@ options:
   rules: {description: 'Text of the file of rules, beginning with our mark', type: str, default: ''}
   rules_directory: {description: The folder for it, type: path, required: true}
   prometheus:
-    description: Its C(config), C(unit), C(url) and C(promtool); C(edit) lets us put our job and rules into its configuration.
+    description:
+      - Its C(config), C(unit), C(url) and C(promtool); C(edit) lets us put our job and rules into its configuration.
     type: dict
     required: true
   alertmanager: {description: 'Its C(config), C(unit), C(url) and C(amtool)', type: dict, required: true}
@@ -83,9 +84,7 @@ def main() -> None:
         found = bring_about(Wanted.of(module.params), not module.check_mode, module.params["patience"])
     except (RegistrationError, OSError) as error:
         module.fail_json(msg=str(error))
-    module.exit_json(
-        changed=found.changed, told=found.told, snippet=found.snippet, read=found.read, diff=found.diff
-    )
+    module.exit_json(changed=found.changed, told=found.told, snippet=found.snippet, read=found.read, diff=found.diff)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,24 @@ from citadel import blocks
 
 LISTS = (["scrape_configs"], ["rule_files"], ["receivers"], ["route", "routes"])
 LINES = [
-    *("route:", "route: {receiver: x}", "  receiver: x", "  routes:", "  - receiver: y", "    - match: {a: b}", "receivers:"),
-    *("- name: x", "  - name: x", "scrape_configs:", "scrape_configs: []", "  - job_name: 'a' # b", "rule_files:", "  # - x"),
+    *(
+        "route:",
+        "route: {receiver: x}",
+        "  receiver: x",
+        "  routes:",
+        "  - receiver: y",
+        "    - match: {a: b}",
+        "receivers:",
+    ),
+    *(
+        "- name: x",
+        "  - name: x",
+        "scrape_configs:",
+        "scrape_configs: []",
+        "  - job_name: 'a' # b",
+        "rule_files:",
+        "  # - x",
+    ),
     *("", "# comment", "---", "\t", "global: {}", " \r", "'route' :", "\u2028x:\x85y", "\udcff"),
 ]
 ENTRY = "- name: ours\n  more: {a: b}\n"
@@ -75,13 +91,16 @@ def test_a_file_that_is_written_otherwise_is_refused_in_words(text: str, path: l
     assert said in str(refused.value)
 
 
-@pytest.mark.parametrize("text", [f"a\n{blocks.BEGIN}\n", f"{blocks.END}\n", f"{blocks.BEGIN}\n  {blocks.BEGIN}\n{blocks.END}\n"])
+@pytest.mark.parametrize(
+    "text", [f"a\n{blocks.BEGIN}\n", f"{blocks.END}\n", f"{blocks.BEGIN}\n  {blocks.BEGIN}\n{blocks.END}\n"]
+)
 def test_half_a_block_is_refused(text: str) -> None:
     with pytest.raises(blocks.BlockError):
         blocks.without(text)
 
 
 def test_entries_of_lists_however_they_are_written() -> None:
-    text = "rule_files: [a.yml, 'b.yml'] # c\nx:\n  - file_sd_configs:\n      - files:\n          - /t/*.yml # d\n          - u\n"
+    files = "- files:\n          - /t/*.yml # d\n          - u\n"
+    text = f"rule_files: [a.yml, 'b.yml'] # c\nx:\n  - file_sd_configs:\n      {files}"
     assert blocks.listed(text, "rule_files") == ["a.yml", "b.yml"]
     assert blocks.listed(text + "  - files: [q]\n", "files") == ["/t/*.yml", "u", "q"]

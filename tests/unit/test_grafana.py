@@ -80,7 +80,9 @@ class Fake(BaseHTTPRequestHandler):
     @staticmethod
     def fits(found: tuple[dict[str, Any], str], query: dict[str, list[str]]) -> bool:
         dashboard, folder = found
-        return set(query.get("tag", [])) <= set(dashboard.get("tags", [])) and folder in query.get("folderUIDs", [folder])
+        return set(query.get("tag", [])) <= set(dashboard.get("tags", [])) and folder in query.get(
+            "folderUIDs", [folder]
+        )
 
     def log_message(self, *_: object) -> None:
         pass
@@ -119,7 +121,10 @@ def test_all_of_them_once_and_away_again(grafana: Grafana) -> None:
     writes = Fake.kept.writes
     assert bring_about(grafana, TITLE, wanted, act=True) == [] and Fake.kept.writes == writes
     changed = [of("one", panels=[1])]
-    assert bring_about(grafana, TITLE, changed, act=True) == ["changed: dashboard one", "removed: dashboard citadel-two"]
+    assert bring_about(grafana, TITLE, changed, act=True) == [
+        "changed: dashboard one",
+        "removed: dashboard citadel-two",
+    ]
     assert has() == {"citadel-one": (changed[0], FOLDER_UID)}
     bring_about(grafana, TITLE, [], act=True)
     assert not has() and not Fake.kept.folders
@@ -161,9 +166,9 @@ def test_what_fails_in_the_middle_is_put_back(grafana: Grafana, enough: int) -> 
             self.kept.enough = 1000
         return status, answer
 
-    Fake.told = told  # type: ignore[method-assign]
+    Fake.told = told  # type: ignore[assignment,method-assign]
     try:
-        with pytest.raises(GrafanaError, match="answered 500 to .*: database is locked; everything is as it was"):
+        with pytest.raises(GrafanaError, match=r"answered 500 to .*: database is locked; everything is as it was"):
             bring_about(grafana, TITLE, [of("one", panels=[1]), of("two"), of("three"), of("four")], act=True)
     finally:
         Fake.told = real  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""What is put on a metrics server, in folders of this machine: the real promtool and amtool, stand-ins for what runs."""
+"""What is put on a metrics server, in folders of this machine: real promtool and amtool, stand-ins for what runs."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (etc / "targets.d/node.yml").write_text("[]\n")
     (tmp_path / "bin").mkdir()
     systemctl = tmp_path / "bin/systemctl"
-    systemctl.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\ntest ! -e {tmp_path}/down && touch {tmp_path}/reloaded\n')
+    systemctl.write_text(
+        f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\ntest ! -e {tmp_path}/down && touch {tmp_path}/reloaded\n'
+    )
     systemctl.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     return etc
@@ -193,7 +195,11 @@ def test_a_server_taken_out_of_the_inventory(given: Given, etc: Path, tmp_path: 
     (etc / "targets.d/citadel-two.yml").write_text(old)
     Servers.targets = [["one", "two"], ["one"]]
     assert "removed: targets.d/citadel-two.yml" in do(given()).told
-    assert sorted(os.listdir(etc / "targets.d")) == ["citadel-of-somebody.yml", "citadel-one.yml", "node.yml"]
+    assert sorted(path.name for path in (etc / "targets.d").iterdir()) == [
+        "citadel-of-somebody.yml",
+        "citadel-one.yml",
+        "node.yml",
+    ]
 
 
 def test_targets_are_forgotten_before_anything_reloads(given: Given, etc: Path, tmp_path: Path) -> None:
@@ -237,12 +243,20 @@ def test_what_is_pasted_is_as_good(given: Given, etc: Path) -> None:
         ("rules.d/citadel-llm.yml", "groups: []\n", "is somebody else's, for it has no mark"),
         ("rules.d/x.yml", "groups: [] # no\n- alert: 'Down' # x\n", "has an alert Down of somebody else's"),
         ("rules.d/x.yml", "groups:\n- name: llm\n", "has a group llm of somebody else's"),
-        ("prometheus.yml", "scrape_configs:\n- job_name: citadel-llm-models\n", "has a job citadel-llm-models of somebody"),
+        (
+            "prometheus.yml",
+            "scrape_configs:\n- job_name: citadel-llm-models\n",
+            "has a job citadel-llm-models of somebody",
+        ),
         ("prometheus.yml", "scrape_configs:\n- job_name: citadel-llm\n", "has a job citadel-llm of somebody"),
         ("prometheus.yml", "scrape_configs:\n- jobname: x\n", "prometheus.yml was broken before we came"),
         ("prometheus.yml", "# BEGIN citadel-llm\n", "and does not end"),
         ("alertmanager.yml", "route: {}\n", "alertmanager.yml: `route: {}` is written in one line"),
-        ("alertmanager.yml", "route:\n  receiver: no\nreceivers:\n- name: x\n", "alertmanager.yml was broken before we came"),
+        (
+            "alertmanager.yml",
+            "route:\n  receiver: no\nreceivers:\n- name: x\n",
+            "alertmanager.yml was broken before we came",
+        ),
     ],
 )
 def test_what_is_somebody_elses_is_refused(

@@ -91,7 +91,12 @@ class Server:
             "prometheus": {"promtool": "promtool", "edit": False, **self.program("prometheus")},
             "alertmanager": {"amtool": "amtool", **self.program("alertmanager")},
             "routing": ROUTING,
-            "grafana": {"mode": "none", "unit": "", "provisioning": "/nowhere/a/b", "dashboards_directory": "/nowhere/c"},
+            "grafana": {
+                "mode": "none",
+                "unit": "",
+                "provisioning": "/nowhere/a/b",
+                "dashboards_directory": "/nowhere/c",
+            },
             **more,
         }
         return bring_about(Wanted.of(given), act=True, patience=20)
@@ -135,7 +140,9 @@ def test_they_see_what_was_put_there_and_nothing_once_it_is_gone(server: Server)
     assert not gone.notes, "Prometheus has not forgotten our targets"
     assert server.tree() == before
     assert server.groups() == [] and server.receiver_of("citadel=llm") == "team"
-    eventually(lambda: json.loads(get(f"{server.url('prometheus')}/api/v1/query?query=up"))["data"]["result"] == [], "up")
+    eventually(
+        lambda: json.loads(get(f"{server.url('prometheus')}/api/v1/query?query=up"))["data"]["result"] == [], "up"
+    )
 
 
 def test_a_file_that_they_were_never_told_of_is_read_the_next_time(server: Server) -> None:
@@ -155,6 +162,6 @@ def test_what_only_the_running_one_refuses_is_put_back(server: Server) -> None:
     config, away = server.etc / "prometheus.yml", server.folder / "away"
     hidden = f"mv {config} {away}; kill -HUP {server.running['prometheus'].pid}; sleep 1; mv {away} {config}"
     (server.folder / "bin/systemctl").write_text(f"#!/bin/sh\n{hidden}\n")
-    with pytest.raises(RegistrationError, match="Prometheus did not take what it read.*; everything is as it was"):
+    with pytest.raises(RegistrationError, match=r"Prometheus did not take what it read.*; everything is as it was"):
         server.register(rules=RULES.replace("Gone", "Other"))
     assert server.tree() == before

@@ -12,7 +12,9 @@ import yaml
 from citadel import blocks, routing
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS: dict[str, Any] = yaml.safe_load((ROOT / "roles/monitoring/defaults/main.yml").read_text())["monitoring_routing"]
+SETTINGS: dict[str, Any] = yaml.safe_load((ROOT / "roles/monitoring/defaults/main.yml").read_text())[
+    "monitoring_routing"
+]
 HOOK = {"webhook_configs": [{"url": "http://10.0.0.1:1/"}]}
 RECEIVERS = [
     {"name": "page", "severities": ["critical"], **HOOK},
@@ -75,7 +77,10 @@ def test_nobody_named_leaves_alertmanager_alone() -> None:
         ({"name": "a", "slack_configs": [{"api_url": "https://x"}]}, "a secret in api_url: put it into a file"),
         ({"name": "a", "email_configs": [{"auth_password": "x"}]}, "name that file in auth_password_file"),
         ({"name": "a", "webhook_configs": [{"url": "http://me:secret@x/"}]}, "a secret in url"),
-        ({"name": "a", "webhook_configs": [{"http_config": {"basic_auth": {"password": "x"}}}]}, "a secret in password"),
+        (
+            {"name": "a", "webhook_configs": [{"http_config": {"basic_auth": {"password": "x"}}}]},
+            "a secret in password",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(receiver: dict[str, Any], said: str) -> None:

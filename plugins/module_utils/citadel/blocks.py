@@ -36,7 +36,9 @@ def _parted(text: str) -> tuple[list[str], list[str]]:
         mark = line.strip()
         if mark in {BEGIN, END}:
             if inside == (mark == BEGIN):
-                raise BlockError(f"line {number} is `{mark}` and has no counterpart: take out what is left of that block")
+                raise BlockError(
+                    f"line {number} is `{mark}` and has no counterpart: take out what is left of that block"
+                )
             inside = not inside
         else:
             (own if inside else theirs).append(line)

@@ -29,7 +29,7 @@ class Grafana:
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """Its answer; None where there is no such thing."""
-        call = urllib.request.Request(
+        call = urllib.request.Request(  # noqa: S310 - the address is the inventory's
             f"{self.url}{path}",
             None if body is None else json.dumps(body).encode(),
             {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
@@ -42,9 +42,13 @@ class Grafana:
         except urllib.error.HTTPError as error:
             if error.code == 404 and method in {"GET", "DELETE"}:
                 return None
-            raise GrafanaError(f"Grafana at {self.url} answered {error.code} to {method} {path}: {_reason(error)}") from None
+            raise GrafanaError(
+                f"Grafana at {self.url} answered {error.code} to {method} {path}: {_reason(error)}"
+            ) from None
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise GrafanaError(f"Grafana at {self.url} gives no answer ({getattr(error, 'reason', None) or error})") from None
+            raise GrafanaError(
+                f"Grafana at {self.url} gives no answer ({getattr(error, 'reason', None) or error})"
+            ) from None
 
     def dashboard(self, uid: str) -> dict[str, Any] | None:
         found = self.ask("GET", f"/api/dashboards/uid/{urllib.parse.quote(uid)}")
@@ -92,7 +96,7 @@ def bring_about(grafana: Grafana, title: str, dashboards: Sequence[Mapping[str, 
         *(f"removed: dashboard {uid}" for uid in gone),
     ]
     if act and told:
-        _change(grafana, title, folder, differing, gone, before)
+        _change(grafana, title, differing, gone, before)
     return told
 
 
@@ -109,13 +113,13 @@ def _bare(dashboard: Mapping[str, Any]) -> dict[str, Any]:
 def _change(
     grafana: Grafana,
     title: str,
-    folder: str,
     differing: Sequence[Mapping[str, Any]],
     gone: Sequence[str],
     before: Mapping[str, dict[str, Any] | None],
 ) -> None:
     undo: list[Callable[[], None]] = []
     try:
+        folder = grafana.folder(title)
         if differing and not folder:
             grafana.ask("POST", "/api/folders", {"uid": FOLDER_UID, "title": title})
             folder = FOLDER_UID

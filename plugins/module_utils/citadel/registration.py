@@ -31,7 +31,9 @@ OF_US = re.compile(r"\bof citadel-llm\b")  # an older release had a line before 
 LIST = ".citadel-llm"  # in a folder that is ours, or where dashboards of ours are
 MADE = f"{MARK}, which made this folder"
 JOB = "citadel-llm"  # the scrape job that reads our files of targets
-NAMED = re.compile(r"""^[ -]*(?P<key>alert|name|job_name):\s*["']?(?P<name>[^"'#\n]*?)["']?\s*(?:#.*)?$""", re.MULTILINE)
+NAMED = re.compile(
+    r"""^[ -]*(?P<key>alert|name|job_name):\s*["']?(?P<name>[^"'#\n]*?)["']?\s*(?:#.*)?$""", re.MULTILINE
+)
 
 PATIENCE = 60.0  # until Prometheus has forgotten targets whose file is gone
 TAKEN = 20.0  # until a program has read its configuration again
@@ -76,7 +78,9 @@ class Wanted:
     grafana: str  # its unit
     files: Mapping[Path, str] = field(default_factory=dict)
     edit: bool = False
-    routing: Mapping[str, str] = field(default_factory=dict)  # entries of receivers, inhibit_rules and of the root's routes
+    routing: Mapping[str, str] = field(
+        default_factory=dict
+    )  # entries of receivers, inhibit_rules and of the root's routes
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Wanted:
@@ -102,7 +106,9 @@ class Wanted:
 def program(name: str, given: Mapping[str, Any], checker: str, check: str) -> Program:
     verbs = ("check", "config") if check == "config" else (check,)
     # a link is followed, for a rename would replace it
-    return Program(name, Path(given["config"]).resolve(), given["unit"], (given[checker], *verbs), given["url"].rstrip("/"))
+    return Program(
+        name, Path(given["config"]).resolve(), given["unit"], (given[checker], *verbs), given["url"].rstrip("/")
+    )
 
 
 @dataclass(frozen=True)
@@ -202,9 +208,7 @@ def bring_about(wanted: Wanted, act: bool, patience: float = PATIENCE) -> Result
     result = Result()
     after = desired(wanted, theirs, result)
     result.changes = [
-        Change(path, before, text)
-        for path, text in after.items()
-        if (before := content_of(path)) != text
+        Change(path, before, text) for path, text in after.items() if (before := content_of(path)) != text
     ]
     stale = [one for one in (wanted.prometheus, wanted.alertmanager) if reads_anew(wanted, one, result.changes)]
     result.reloads = [one.name for one in stale]
@@ -260,8 +264,8 @@ def refuse_rules(wanted: Wanted, config: str) -> None:
             what = {"alert": "an alert", "name": "a group"}
             said = ", ".join(f"{what[key]} {name}" for key, name in double)
             raise RegistrationError(
-                f"{path} has {said} of somebody else's, and so have our rules: rename it there, or switch the alert off "
-                "in citadel_alerts"
+                f"{path} has {said} of somebody else's, and so have our rules: rename it there, or switch the alert "
+                "off in citadel_alerts"
             )
 
 
@@ -298,7 +302,7 @@ def entries(wanted: Wanted, config: str) -> dict[str, str]:
 
 def desired(wanted: Wanted, theirs: Mapping[Path, str], result: Result) -> dict[Path, bytes | None]:
     """Every file that we have or shall have, in the order in which they are put there."""
-    after: dict[Path, bytes | None] = {path: None for path in left_over(wanted)}
+    after: dict[Path, bytes | None] = dict.fromkeys(left_over(wanted))
     after |= folders(wanted)
     after |= {path: encoded(text) for path, text in wanted.files.items()}
     for one, wanting in ((wanted.prometheus, in_prometheus), (wanted.alertmanager, in_alertmanager)):
@@ -337,7 +341,7 @@ def indented(text: str) -> str:
 
 
 def left_over(wanted: Wanted) -> list[Path]:
-    """Files of ours that are not wanted any more; targets first, since Prometheus has to forget them before it reloads."""
+    """Files of ours that are not wanted any more; targets first, which Prometheus has to forget before it reloads."""
     found = [*sorted(wanted.targets.glob("citadel-*.yml")), wanted.rules, wanted.provider]
     ours = [path for path in found if path.is_file() and is_ours(text_of(path))]
     ours += [wanted.dashboards / name for name in sorted(manifest(wanted.dashboards))]
@@ -444,7 +448,7 @@ def refused(command: Sequence[str]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=False, errors="replace")
     except OSError as error:
         raise RegistrationError(
-            f"{command[0]} is not there to check what we bring ({error.strerror}): install it, or name it in monitoring_*"
+            f"{command[0]} is not there to check what we bring ({error.strerror}): install it, or say where it is"
         ) from None
     if done.returncode == 0:
         return ""
@@ -544,7 +548,7 @@ def systemctl(verb: str, unit: str) -> None:
 
 
 def restart(grafana: str) -> list[str]:
-    """It reads at its start alone which folders have dashboards. Where it runs in another way, somebody else restarts it."""
+    """It reads at its start alone which folders have dashboards. Where it is no unit, somebody else restarts it."""
     try:
         systemctl("try-restart", grafana)
     except RegistrationError as error:
@@ -572,7 +576,9 @@ def reload(one: Program, patience: float = TAKEN) -> list[str]:
 def last_reload(one: Program) -> tuple[bool, float] | None:
     """Whether the last one succeeded, and when one did last; None where nobody answers."""
     try:
-        figures = dict(line.rsplit(" ", 1) for line in get(f"{one.url}/metrics").splitlines() if one.figures in line[:60])
+        figures = dict(
+            line.rsplit(" ", 1) for line in get(f"{one.url}/metrics").splitlines() if one.figures in line[:60]
+        )
         return figures[f"{one.figures}ful"] == "1", float(figures[f"{one.figures}_timestamp_seconds"])
     except (OSError, ValueError, KeyError, http.client.HTTPException):
         return None
@@ -601,23 +607,21 @@ def get(url: str) -> str:
         return str(answer.read().decode(errors="replace"))
 
 
-def failures(answers: Sequence[Mapping[str, Any]], host: str) -> list[str]:
-    """What the modules could not do there; one that was not asked did nothing wrong."""
+def failures(answers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the modules could not do; one that was not asked did nothing wrong."""
     return [
-        f"{host} stays as it was: {str(one.get('msg') or 'no reason was given').strip()}"
+        f"it stays as it was: {str(one.get('msg') or 'no reason was given').strip()}"
         for one in answers
         if "told" not in one and not one.get("skipped")
     ]
 
 
-def sentences(answers: Sequence[Mapping[str, Any]], host: str) -> list[str]:
+def sentences(answers: Sequence[Mapping[str, Any]]) -> list[str]:
     """For people: what changed, what went wrong, and what they have to do themselves."""
-    wrong = failures(answers, host)
-    said = [f"{host}: {line}" for one in answers for line in one.get("told", [])]
-    said += [f"{line}. Mend that and say `make register`; the LLM servers do not wait for it." for line in wrong]
-    snippets = [one["snippet"] for one in answers if one.get("snippet")]
-    for snippet in snippets:
-        said.append(f"{host}: its Prometheus does not read our files yet; put this into its configuration and reload it,")
-        said.append("or say `monitoring_edit_prometheus: true` in the inventory:")
+    said = [line for one in answers for line in one.get("told", [])]
+    said += [f"{line}; mend that and say `make register`" for line in failures(answers)]
+    for snippet in [one["snippet"] for one in answers if one.get("snippet")]:
+        said.append("Prometheus does not read our files yet: put this into its configuration and reload it, or say")
+        said.append("`monitoring_edit_prometheus: true` in the inventory")
         said += [f"  {line}" for line in snippet.splitlines()]
-    return said or [f"{host} has all that is ours"]
+    return said or ["nothing has to be changed"]

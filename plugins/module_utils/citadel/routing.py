@@ -1,7 +1,7 @@
-"""Our part of an Alertmanager's configuration: who is told of which of our alerts, after how long, and what is not told.
+"""Our part of an Alertmanager's configuration: who is told of which of our alerts, after how long, and what is not.
 
-Receivers are Alertmanager's own, passed through. Nothing of the others' alerts is routed here: everything hangs below one
-route that matches our mark.
+Receivers are Alertmanager's own, passed through. Alerts of others are not routed here: everything hangs below one route
+that matches our mark.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ TOLD = ("critical", "warning")  # where a receiver does not say
 HOST_DOWN = 'alertname="HostDown"'  # nothing else that is told of a host in that moment is news
 # Alertmanager's keys that hold a secret in the text; each has a brother that names a file, or should be put into one
 SECRET = frozenset(
-    "api_key api_secret api_url auth_password auth_secret bearer_token bot_token client_secret credentials password "
-    "routing_key secret_key service_key token user_key webhook_url".split()
+    {
+        *("api_key", "api_secret", "api_url", "auth_password", "auth_secret", "bearer_token", "bot_token"),
+        *("client_secret", "credentials", "password", "routing_key", "secret_key", "service_key", "token"),
+        *("user_key", "webhook_url"),
+    }
 )
 DURATION = re.compile(r"(\d+(ms|s|m|h|d))+")
 
@@ -89,7 +92,9 @@ def refuse(receivers: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) 
     for one in receivers:
         name = one.get("name")
         if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
-            raise RoutingError(f"monitoring_receivers: {name!r} is no name: give each receiver a `name` of letters and digits")
+            raise RoutingError(
+                f"monitoring_receivers: {name!r} is no name: give each receiver a `name` of letters and digits"
+            )
         unknown = [str(key) for key in configurations(one) if not str(key).endswith("_configs")]
         if unknown or not configurations(one):
             raise RoutingError(
@@ -97,7 +102,9 @@ def refuse(receivers: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) 
                 "of Alertmanager such as webhook_configs, email_configs or slack_configs"
             )
         if odd := [str(each) for each in one.get("severities", TOLD) if each not in SEVERITIES]:
-            raise RoutingError(f"monitoring_receivers: {name} has severities {', '.join(odd)}: there are {', '.join(SEVERITIES)}")
+            raise RoutingError(
+                f"monitoring_receivers: {name} has severities {', '.join(odd)}: there are {', '.join(SEVERITIES)}"
+            )
         for key in secrets(configurations(one)):
             raise RoutingError(
                 f"monitoring_receivers: {name} has a secret in {key}: put it into a file on the metrics server and "

@@ -85,16 +85,19 @@ def watch(
         others = sorted(set(known) - set(targets))
         seconds = clock() - begun
         if seconds > patience or not (missing or others):
-            said = _said(url, len(found), missing, others, trouble, seconds)
-            return Seen(*(tuple(map(str, each)) for each in (found, missing, others)), said, seconds)
+            if trouble:
+                said = f"{trouble}: the release is live, and nobody can say whether it is watched"
+            else:
+                said = _said(url, len(found), missing, others, seconds)
+            return Seen(_names(found), _names(missing), _names(others), said, seconds)
         pause(PAUSE)
 
 
-def _said(
-    url: str, found: int, missing: Sequence[Watched], others: Sequence[Watched], trouble: str, seconds: float
-) -> str:
-    if trouble:
-        return f"{trouble}: the release is live, and nobody can say whether it is watched"
+def _names(targets: Sequence[Watched]) -> tuple[str, ...]:
+    return tuple(map(str, targets))
+
+
+def _said(url: str, found: int, missing: Sequence[Watched], others: Sequence[Watched], seconds: float) -> str:
     if not missing and not others:
         return f"Prometheus at {url} reports {found} of {found} targets as up"
     said = []
