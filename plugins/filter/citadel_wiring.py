@@ -72,12 +72,12 @@ def citadel_dashboards(folder: str) -> dict[str, str]:
 
 def citadel_registered(answers: list[Mapping[str, Any]], host: str) -> str:
     """What became of the registration, as lines for people."""
-    return "\n".join(f"| {line}" for line in registration.sentences(answers, host))
+    return "\n".join([f"| {host}", *(f"|   {line}" for line in registration.sentences(answers))])
 
 
 def citadel_not_registered(answers: list[Mapping[str, Any]], host: str) -> str:
     """What went wrong; empty where nothing did."""
-    return " ".join(registration.failures(answers, host))
+    return " ".join(f"{host}: {line}" for line in registration.failures(answers))
 
 
 def citadel_scraped(contracts: Mapping[str, Any], failures: Mapping[str, str]) -> list[dict[str, Any]]:

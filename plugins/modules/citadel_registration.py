@@ -22,7 +22,8 @@ options:
   rules: {description: 'Text of the file of rules, beginning with our mark', type: str, default: ''}
   rules_directory: {description: The folder for it, type: path, required: true}
   prometheus:
-    description: Its C(config), C(unit), C(url) and C(promtool); C(edit) lets us put job and rules into its file.
+    description:
+      - Its C(config), C(unit), C(url) and C(promtool); C(edit) lets us put our job and rules into its configuration.
     type: dict
     required: true
   alertmanager: {description: 'Its C(config), C(unit), C(url) and C(amtool)', type: dict, required: true}

@@ -10,7 +10,8 @@ DOCUMENTATION = r"""
 module: citadel_watch
 short_description: Ask Prometheus which targets it reports as up
 description:
-  - Waits until all of them are up, and nothing else of their hosts is asked for, or for as long as C(patience) says.
+  - Waits until all of them are up and nothing else of their hosts is asked for, or for as long as C(patience) says, and
+    returns what it found.
   - Never fails by itself. A server that is not watched yet serves all the same.
 options:
   url:

@@ -100,7 +100,7 @@ def test_half_a_block_is_refused(text: str) -> None:
 
 
 def test_entries_of_lists_however_they_are_written() -> None:
-    text = "rule_files: [a.yml, 'b.yml'] # c\nx:\n  - file_sd_configs:\n      - files:\n"
-    text += "          - /t/*.yml # d\n          - u\n"
+    files = "- files:\n          - /t/*.yml # d\n          - u\n"
+    text = f"rule_files: [a.yml, 'b.yml'] # c\nx:\n  - file_sd_configs:\n      {files}"
     assert blocks.listed(text, "rule_files") == ["a.yml", "b.yml"]
     assert blocks.listed(text + "  - files: [q]\n", "files") == ["/t/*.yml", "u", "q"]

@@ -166,7 +166,7 @@ def test_what_fails_in_the_middle_is_put_back(grafana: Grafana, enough: int) -> 
             self.kept.enough = 1000
         return status, answer
 
-    Fake.told = told  # type: ignore[method-assign, assignment]
+    Fake.told = told  # type: ignore[assignment,method-assign]
     try:
         with pytest.raises(GrafanaError, match=r"answered 500 to .*: database is locked; everything is as it was"):
             bring_about(grafana, TITLE, [of("one", panels=[1]), of("two"), of("three"), of("four")], act=True)

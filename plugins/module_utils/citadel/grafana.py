@@ -96,7 +96,7 @@ def bring_about(grafana: Grafana, title: str, dashboards: Sequence[Mapping[str, 
         *(f"removed: dashboard {uid}" for uid in gone),
     ]
     if act and told:
-        _change(grafana, title, folder, differing, gone, before)
+        _change(grafana, title, differing, gone, before)
     return told
 
 
@@ -113,13 +113,13 @@ def _bare(dashboard: Mapping[str, Any]) -> dict[str, Any]:
 def _change(  # noqa: PLR0917 - two of them are what differs
     grafana: Grafana,
     title: str,
-    folder: str,
     differing: Sequence[Mapping[str, Any]],
     gone: Sequence[str],
     before: Mapping[str, dict[str, Any] | None],
 ) -> None:
     undo: list[Callable[[], None]] = []
     try:
+        folder = grafana.folder(title)
         if differing and not folder:
             grafana.ask("POST", "/api/folders", {"uid": FOLDER_UID, "title": title})
             folder = FOLDER_UID

@@ -448,8 +448,7 @@ def refused(command: Sequence[str]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=False, errors="replace")
     except OSError as error:
         raise RegistrationError(
-            f"{command[0]} is not there to check what we bring ({error.strerror}): install it, or name it in "
-            "monitoring_*"
+            f"{command[0]} is not there to check what we bring ({error.strerror}): install it, or say where it is"
         ) from None
     if done.returncode == 0:
         return ""
@@ -549,7 +548,7 @@ def systemctl(verb: str, unit: str) -> None:
 
 
 def restart(grafana: str) -> list[str]:
-    """It reads at its start alone which folders have dashboards. Where it runs otherwise, somebody else restarts it."""
+    """It reads at its start alone which folders have dashboards. Where it is no unit, somebody else restarts it."""
     try:
         systemctl("try-restart", grafana)
     except RegistrationError as error:
@@ -608,25 +607,21 @@ def get(url: str) -> str:
         return str(answer.read().decode(errors="replace"))
 
 
-def failures(answers: Sequence[Mapping[str, Any]], host: str) -> list[str]:
-    """What the modules could not do there; one that was not asked did nothing wrong."""
+def failures(answers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the modules could not do; one that was not asked did nothing wrong."""
     return [
-        f"{host} stays as it was: {str(one.get('msg') or 'no reason was given').strip()}"
+        f"it stays as it was: {str(one.get('msg') or 'no reason was given').strip()}"
         for one in answers
         if "told" not in one and not one.get("skipped")
     ]
 
 
-def sentences(answers: Sequence[Mapping[str, Any]], host: str) -> list[str]:
+def sentences(answers: Sequence[Mapping[str, Any]]) -> list[str]:
     """For people: what changed, what went wrong, and what they have to do themselves."""
-    wrong = failures(answers, host)
-    said = [f"{host}: {line}" for one in answers for line in one.get("told", [])]
-    said += [f"{line}. Mend that and say `make register`; the LLM servers do not wait for it." for line in wrong]
-    snippets = [one["snippet"] for one in answers if one.get("snippet")]
-    for snippet in snippets:
-        said.append(
-            f"{host}: its Prometheus does not read our files yet; put this into its configuration and reload it,"
-        )
-        said.append("or say `monitoring_edit_prometheus: true` in the inventory:")
+    said = [line for one in answers for line in one.get("told", [])]
+    said += [f"{line}; mend that and say `make register`" for line in failures(answers)]
+    for snippet in [one["snippet"] for one in answers if one.get("snippet")]:
+        said.append("Prometheus does not read our files yet: put this into its configuration and reload it, or say")
+        said.append("`monitoring_edit_prometheus: true` in the inventory")
         said += [f"  {line}" for line in snippet.splitlines()]
-    return said or [f"{host} has all that is ours"]
+    return said or ["nothing has to be changed"]

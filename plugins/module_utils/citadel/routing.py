@@ -1,7 +1,7 @@
 """Our part of an Alertmanager's configuration: who is told of which of our alerts, after how long, and what is not.
 
-Receivers are Alertmanager's own, passed through. Nothing of the others' alerts is routed here: everything hangs below
-one route that matches our mark.
+Receivers are Alertmanager's own, passed through. Alerts of others are not routed here: everything hangs below one route
+that matches our mark.
 """
 
 from __future__ import annotations
@@ -18,24 +18,11 @@ TOLD = ("critical", "warning")  # where a receiver does not say
 HOST_DOWN = 'alertname="HostDown"'  # nothing else that is told of a host in that moment is news
 # Alertmanager's keys that hold a secret in the text; each has a brother that names a file, or should be put into one
 SECRET = frozenset(
-    [
-        "api_key",
-        "api_secret",
-        "api_url",
-        "auth_password",
-        "auth_secret",
-        "bearer_token",
-        "bot_token",
-        "client_secret",
-        "credentials",
-        "password",
-        "routing_key",
-        "secret_key",
-        "service_key",
-        "token",
-        "user_key",
-        "webhook_url",
-    ]
+    {
+        *("api_key", "api_secret", "api_url", "auth_password", "auth_secret", "bearer_token", "bot_token"),
+        *("client_secret", "credentials", "password", "routing_key", "secret_key", "service_key", "token"),
+        *("user_key", "webhook_url"),
+    }
 )
 DURATION = re.compile(r"(\d+(ms|s|m|h|d))+")
 

@@ -85,11 +85,16 @@ def watch(
         others = sorted(set(known) - set(targets))
         seconds = clock() - begun
         if seconds > patience or not (missing or others):
-            said = trouble and f"{trouble}: the release is live, and nobody can say whether it is watched"
-            said = said or _said(url, len(found), missing, others, seconds)
-            listed = [tuple(map(str, each)) for each in (found, missing, others)]
-            return Seen(listed[0], listed[1], listed[2], said, seconds)
+            if trouble:
+                said = f"{trouble}: the release is live, and nobody can say whether it is watched"
+            else:
+                said = _said(url, len(found), missing, others, seconds)
+            return Seen(_names(found), _names(missing), _names(others), said, seconds)
         pause(PAUSE)
+
+
+def _names(targets: Sequence[Watched]) -> tuple[str, ...]:
+    return tuple(map(str, targets))
 
 
 def _said(url: str, found: int, missing: Sequence[Watched], others: Sequence[Watched], seconds: float) -> str:
