@@ -110,7 +110,7 @@ def _bare(dashboard: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in dashboard.items() if key not in ADDED}
 
 
-def _change(  # noqa: PLR0917 - two of them are what differs
+def _change(
     grafana: Grafana,
     title: str,
     differing: Sequence[Mapping[str, Any]],
