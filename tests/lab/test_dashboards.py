@@ -44,7 +44,10 @@ def traffic(client: Client, base: str, eventually: Callable[..., None]) -> None:
 
     def seen() -> float:
         for model in MODELS:
-            client.ask({"model": model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8})
+            question = {"model": model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
+            client.ask(question)
+            # a first token is one of a stream
+            client.send({**question, "stream": True}).getresponse().read()
         client.ask({"model": MODELS[0], "messages": []})
         found = query_range(base, count, time.time(), time.time(), 15)
         return float(found[0]["values"][-1][1]) if found and time.time() - begun > 60 else 0.0
