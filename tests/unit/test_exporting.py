@@ -20,11 +20,16 @@ from tests.unit.release.world import World, release_files
 PLANNED = "CITADEL_RUNNING_BYTES=2000\nCITADEL_CACHE_BYTES=500\n"
 
 
+def block(unit: str, values: dict[str, str]) -> str:
+    return "\n".join(f"{key}={value}" for key, value in {"Id": unit, **values}.items())
+
+
 class Systemd:
     """Answers as `systemctl show` and `journalctl` do."""
 
     def __init__(self, **units: dict[str, str]) -> None:
         self.units = units
+        self.gateways = {"citadel-gateway@0001-x.service": {"ActiveState": "active", "NRestarts": "0"}}
         self.killed: list[str] = []
         self.after = ""
 
@@ -36,8 +41,11 @@ class Systemd:
             return "\n".join(json.dumps(entry) for entry in entries[seen:])
         told = []
         for unit in command[3:]:
-            values = {"Id": unit, "ActiveState": "active", "NRestarts": "0", **self.units.get(unit, {})}
-            told.append("\n".join(f"{key}={value}" for key, value in values.items()))
+            if "*" in unit:
+                told += [block(name, values) for name, values in self.gateways.items()]
+                continue
+            values = {"ActiveState": "active", "NRestarts": "0", **self.units.get(unit, {})}
+            told.append(block(unit, values))
         return "\n\n".join(told)
 
 
@@ -51,6 +59,9 @@ def world(tmp_path: Path) -> World:
     (tmp_path / "opt/citadel/current").symlink_to(f"releases/{manifest.id}")
     Histories(world.layout).mark(manifest.id, GOOD, "2026-01-01T00:00:10Z")
     (tmp_path / "var/lib/citadel-metrics").mkdir(parents=True)
+    unified = tmp_path / "sys/fs/cgroup/cgroup.controllers"
+    unified.parent.mkdir(parents=True)
+    unified.touch()
     return world
 
 
@@ -101,6 +112,24 @@ def test_kills_are_counted_once_and_outlive_the_journal(world: World) -> None:
         assert figures(world.layout, ask)["citadel_unit_oom_kills_total", (ALPHA, "alpha")] == 2
     assert ask.after == "--after-cursor=3"
     assert figures(world.layout, Systemd())["citadel_unit_oom_kills_total", (ALPHA, "alpha")] == 2
+
+
+def test_the_gateway_that_serves_counts_whatever_release_it_is_of(world: World) -> None:
+    ask = Systemd()
+    ask.gateways = {
+        "citadel-gateway@0001-old.service": {"ActiveState": "active", "NRestarts": "3"},
+        "citadel-gateway@0002-new.service": {"ActiveState": "inactive", "NRestarts": "0"},
+    }
+    found = figures(world.layout, ask)
+    assert found["citadel_unit_state", ("citadel-gateway.service", "", "active")] == 1
+    assert found["citadel_unit_restarts_total", ("citadel-gateway.service", "")] == 3
+    ask.gateways = {}
+    assert figures(world.layout, ask)["citadel_unit_state", ("citadel-gateway.service", "", "inactive")] == 1
+
+
+def test_where_systemd_hears_of_no_kill_nothing_is_claimed(world: World, tmp_path: Path) -> None:
+    (tmp_path / "sys/fs/cgroup/cgroup.controllers").unlink()
+    assert not [name for name, _ in figures(world.layout, Systemd()) if name == "citadel_unit_oom_kills_total"]
 
 
 def test_plan_and_loads(world: World, tmp_path: Path) -> None:

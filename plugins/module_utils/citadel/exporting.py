@@ -16,12 +16,13 @@ from typing import Any
 
 from .observed import load_seconds
 from .release.failure import RefusedError
-from .release.history import BAD, GOOD, Histories, live_release
+from .release.history import BAD, GOOD, INTERRUPTED, Histories, live_release
 from .release.layout import Layout
 from .release.manifest import Manifest, read_manifest
 from .release.services import GATEWAY_PREFIX, environment_of
 
 FILE = "citadel.prom"
+UNIFIED = "/sys/fs/cgroup/cgroup.controllers"
 KEPT_KILLS = "/var/lib/citadel-metrics/oom-kills.json"
 DRIFT = "drift.json"
 STATES = ("active", "activating", "failed", "inactive")
@@ -147,22 +148,26 @@ class Export:
 
     def _shown(self, manifest: Manifest) -> list[Unit]:
         wanted = manifest.wanted()
-        names = [service.unit for service in wanted]
-        told = self._ask(["systemctl", "show", f"--property={','.join(PROPERTIES)}", *names])
+        # a release that changes nothing of the gateway leaves the one of an earlier release serving
+        names = [service.unit for service in wanted if service.kind != "gateway"]
+        told = self._ask(
+            ["systemctl", "show", f"--property={','.join(PROPERTIES)}", *names, f"{GATEWAY_PREFIX}*.service"]
+        )
         blocks = [
             dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in told.split("\n\n")
         ]
         by_name = {block["Id"]: block for block in blocks if "Id" in block}
-        return [
-            Unit(
-                service.unit,
-                GATEWAY if service.unit.startswith(GATEWAY_PREFIX) else service.unit,
-                service.served,
-                by_name.get(service.unit, {}),
-                self._memory(by_name.get(service.unit, {}).get("ControlGroup", "")),
-            )
-            for service in wanted
-        ]
+        gateways = [block for name, block in by_name.items() if name.startswith(GATEWAY_PREFIX)]
+        serving = next(
+            (one for one in gateways if one.get("ActiveState") == "active"), gateways[-1] if gateways else {}
+        )
+        units = []
+        for service in wanted:
+            gateway = service.kind == "gateway"
+            shown = serving if gateway else by_name.get(service.unit, {})
+            label = GATEWAY if gateway else service.unit
+            units.append(Unit(service.unit, label, service.served, shown, self._memory(shown.get("ControlGroup", ""))))
+        return units
 
     def _memory(self, group: str) -> int | None:
         """Of processes alone: files that the kernel keeps for them go when somebody needs the room."""
@@ -179,8 +184,11 @@ class Export:
                     return int(value)
         return None
 
-    def _kills(self, units: Iterable[Unit]) -> dict[str, int]:
-        """From the journal, since a unit's group goes with it; the count outlives journal and restarts in a file."""
+    def _kills(self, units: Iterable[Unit]) -> dict[str, int] | None:
+        """From the journal, since a unit's group goes with it; the count outlives journal and restarts in a file. On
+        cgroup v1 systemd does not hear of it, and nothing is better than a zero."""
+        if not self._layout.inside(UNIFIED).exists():
+            return None
         place = self._layout.inside(KEPT_KILLS)
         try:
             kept = json.loads(place.read_text(encoding="utf-8"))
@@ -203,7 +211,7 @@ class Export:
         histories = Histories(self._layout)
         all_of_them = histories.all()
         yield Family("citadel_release_total", "gauge", "Releases on this host", (({}, float(len(all_of_them))),))
-        failed = [moment(history.at) for history in all_of_them if history.state == BAD]
+        failed = [moment(history.at) for history in all_of_them if history.state in (BAD, INTERRUPTED)]
         if failed:
             about = "When a release was last found to be bad"
             yield Family("citadel_release_failed_timestamp_seconds", "gauge", about, (({}, max(failed)),))
