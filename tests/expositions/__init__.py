@@ -24,7 +24,6 @@ SYNTHETIC = {
 AWAITED = {
     "llm_business_value_score",
     "llm_business_value_threshold",
-    "citadel_spool_oldest_timestamp_seconds",
 }
 
 WORDS = {"and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "group_right", "offset", "bool", "inf"}

@@ -20,6 +20,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from lab.settings import ROOT, Lab
 from tests.lab.clients import Client, temporary_key
 from tests.lab.plays import play
 from tests.lab.test_models_faults import processes, unit
+from tests.proof import cost
+from tools import benchmark
 
 MODEL = "phi-3-mini"
 PORT = 15099
@@ -52,7 +55,8 @@ LONG = {
 PROBE = "/opt/models/.proof"
 UNIFIED = Path("/sys/fs/cgroup/cgroup.controllers").exists()
 DOCUMENT = ROOT / "docs" / "monitoring.md"
-BEGIN, END = "<!-- proof: begin -->", "<!-- proof: end -->"
+PROOF = "<!-- proof: begin -->", "<!-- proof: end -->"
+COST = "<!-- cost: begin -->", "<!-- cost: end -->"
 
 
 @dataclass
@@ -261,9 +265,10 @@ def table(rows: list[Followed], seconds: float) -> str:
     return "\n".join(lines)
 
 
-def write(text: str) -> None:
-    head, _, rest = DOCUMENT.read_text().partition(BEGIN)
-    DOCUMENT.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+def write(marks: tuple[str, str], text: str) -> None:
+    begin, end = marks
+    head, _, rest = DOCUMENT.read_text().partition(begin)
+    DOCUMENT.write_text(f"{head}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
 
 
 def main() -> int:
@@ -277,6 +282,7 @@ def main() -> int:
         try:
             healthy(estate, told.health)
             print(f"well for {told.health:.0f} s: nothing fired", flush=True)
+            costs = cost.table(cost.Asked(estate.prometheus), estate.llm, SERVER)
             for fault in FAULTS:
                 try:
                     rows.append(follow(fault, estate, receiver))
@@ -288,7 +294,8 @@ def main() -> int:
             play("playbooks/register.yml")
     if wrong:
         return 1
-    write(table(rows, told.health))
+    write(PROOF, table(rows, told.health))
+    write(COST, "\n".join([f"{benchmark.machine()}, {datetime.now(UTC).date()}; the lab's four models.", "", *costs]))
     return 0
 
 

@@ -163,6 +163,16 @@ def test_drift_and_certificate(world: World, tmp_path: Path) -> None:
     assert ends > 1.7e9
 
 
+def test_usage_that_waits(world: World, tmp_path: Path) -> None:
+    name = "citadel_spool_oldest_timestamp_seconds", ()
+    assert name not in figures(world.layout, Systemd())
+    spool = tmp_path / "var/lib/citadel-usage"
+    spool.mkdir()
+    for begun in (50, 20):
+        (spool / f"{begun * 10**9:020d}-1-1.usage").touch()
+    assert figures(world.layout, Systemd())[name] == 20
+
+
 def test_a_host_without_a_release_still_says_when_it_was_asked(tmp_path: Path) -> None:
     found = figures(Layout(tmp_path), Systemd())
     assert found["citadel_metrics_written_timestamp_seconds", ()] == 123

@@ -689,11 +689,10 @@ ALERTS = (
         "upkeep",
         "time() - min by (citadel_host) (citadel_spool_oldest_timestamp_seconds{HOST}) > THRESHOLD",
         f"{_HOST}: what was used {_SECONDS} ago is not in the database yet",
-        "Off until usage is sent to a database.",
+        "It waits in the spool, and nothing is lost until that is full.",
         OVERVIEW,
         5 * MINUTE,
         900,
-        off=True,
     ),
     Alert(
         "ReleaseFailed",

@@ -25,6 +25,7 @@ FILE = "citadel.prom"
 UNIFIED = "/sys/fs/cgroup/cgroup.controllers"
 KEPT_KILLS = "/var/lib/citadel-metrics/oom-kills.json"
 DRIFT = "drift.json"
+SPOOL = "/var/lib/citadel-usage"
 STATES = ("active", "activating", "failed", "inactive")
 GATEWAY = "citadel-gateway.service"
 PROPERTIES = ("Id", "ActiveState", "NRestarts", "Result", "MemoryMax", "ControlGroup")
@@ -88,7 +89,7 @@ class Export:
     def text(self) -> str:
         families: list[Family] = []
         manifest = self._live()
-        for part in (self._units, self._releases, self._plan, self._certificate, self._drift):
+        for part in (self._units, self._releases, self._plan, self._certificate, self._spool, self._drift):
             try:
                 families += part(manifest)
             except (OSError, ValueError, KeyError, RefusedError, subprocess.SubprocessError):
@@ -257,6 +258,14 @@ class Export:
             ends = expires(self._layout.inside(path))
             about = "When the certificate of the clients' port expires"
             yield Family("citadel_certificate_expires_timestamp_seconds", "gauge", about, (({"path": path}, ends),))
+
+    def _spool(self, _: Manifest | None) -> Iterator[Family]:
+        """A segment that is written now is a minute old at most; an older one waits for its database."""
+        begun = [path.name[:20] for path in self._layout.inside(SPOOL).glob("*.usage")]
+        oldest = min((int(name) / 1e9 for name in begun if name.isdigit()), default=0.0)
+        if oldest:
+            about = "When the oldest usage was recorded that no database has"
+            yield Family("citadel_spool_oldest_timestamp_seconds", "gauge", about, (({}, oldest),))
 
     def _drift(self, _: Manifest | None) -> Iterator[Family]:
         told = json.loads((self._layout.state / DRIFT).read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ from tests.unit.rules.promtool import CONTRACTS, EVERY_ALERT, all_rules, run, wr
 
 ROOT = Path(__file__).resolve().parents[3]
 RUNBOOK = (ROOT / "docs/monitoring.md").read_text()
-OFF = {"LowThroughput", "LLM_Business_Impact_Critical", "SpoolOld", "ScaleDown"}
+OFF = {"LowThroughput", "LLM_Business_Impact_Critical", "ScaleDown"}
 
 
 def loaded(**given: object) -> dict[str, dict[str, object]]:
