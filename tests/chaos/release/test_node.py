@@ -72,6 +72,7 @@ def test_somebody_elses_stays_and_what_is_none_is_refused(box: Box, keeper: Cont
 
 
 def test_the_hourly_look_sees_what_is_there(box: Box, keeper: Controller) -> None:
+    box.run("nft", "add", "table", "inet", "somebody")
     items: list[dict[str, Any]] = [
         {"kind": "file", "name": "/etc/kept", "desired": "content", "content": "a secret", "mode": "0600"},
         {"kind": "command", "name": "rules", "desired": rules(box), "read": RULES},
@@ -95,6 +96,7 @@ def test_the_hourly_look_sees_what_is_there(box: Box, keeper: Controller) -> Non
         assert counted(box) == 1
         unit.unlink()
     finally:
+        box.run("nft", "delete", "table", "inet", "somebody")
         keeper.run(play=DECLARE, state="absent", items=[])
 
 
