@@ -150,6 +150,23 @@ def test_a_port_is_free_or_ours_or_whose_it_is(root: Path) -> None:
     assert found["port 8002, management"].found == "free"
 
 
+@pytest.mark.parametrize(
+    ("unit", "port", "verdict"),
+    [
+        ("prometheus-node-exporter.service", "node", GOOD),
+        ("node_exporter.service", "node", GOOD),
+        ("cups.service", "node", FAILURE),
+        ("prometheus-node-exporter.service", "export", FAILURE),
+    ],
+)
+def test_a_node_exporter_may_have_its_port(root: Path, unit: str, port: str, verdict: str) -> None:
+    put(root, "/proc/95/cgroup", f"0::/system.slice/{unit}\n")
+    told = 'LISTEN 0 4096 *:9100 *:* users:(("prometheus-node",pid=95,fd=3))\n'
+    found = {one.name: one for one in checks(Told(root, ss=told), asked(ports={port: 9100}))}
+    assert found[f"port 9100, {port}"].verdict == verdict
+    assert unit in found[f"port 9100, {port}"].found
+
+
 def test_neighbours_are_asked_by_their_real_ports(root: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as there:
         port = there.getsockname()[1]

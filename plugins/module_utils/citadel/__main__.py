@@ -28,8 +28,10 @@ VERBS: dict[str, str] = {
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="citadel", description="What a Citadel host knows how to do.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    words = sys.argv[1:] if argv is None else argv
     modules = {}
-    for verb, name in VERBS.items():
+    # who names a verb does not wait for the code of all others, nor keeps it in memory
+    for verb, name in {key: VERBS[key] for key in words[:1] if key in VERBS}.items() or VERBS.items():
         module = importlib.import_module(f"{__package__}.{name}")
         modules[verb] = module
         module.add_arguments(verbs.add_parser(verb, help=(module.__doc__ or "").strip().splitlines()[0]))

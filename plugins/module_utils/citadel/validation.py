@@ -25,6 +25,7 @@ GOOD, WARNING, FAILURE = "ok", "warning", "failure"
 PATIENCE = 2.0
 MEASURED_SECONDS = 0.5
 BLOCK = 4 * 2**20
+EXPORTER = re.compile(r"node[_-]exporter")
 BLOCKS = ("system", "processor", "memory", "storage", "network")
 
 
@@ -290,15 +291,21 @@ def speed_of(path: Path) -> int:
 
 def listeners(host: Host) -> dict[int, set[str]]:
     """Who listens on which port: programs with their units."""
+    return {
+        port: {f"{program} ({unit_of(host, pid)})" for program, pid in found} for port, found in holders(host).items()
+    }
+
+
+def holders(host: Host) -> dict[int, set[tuple[str, str]]]:
+    """Programs and processes by the port that they listen on."""
     try:
         told = host.ask("ss", "-Hlntp")
     except (NotHereError, CannotError):
         return {}
-    found: dict[int, set[str]] = {}
+    found: dict[int, set[tuple[str, str]]] = {}
     for line in told.splitlines():
         port = line.split()[3].rpartition(":")[2]
-        owners = re.findall(r'\("([^"]+)",pid=(\d+)', line)
-        found.setdefault(int(port), set()).update(f"{name} ({unit_of(host, pid)})" for name, pid in owners)
+        found.setdefault(int(port), set()).update(re.findall(r'\("([^"]+)",pid=(\d+)', line))
     return found
 
 
@@ -320,6 +327,9 @@ def of_port(name: str, port: int, listening: Mapping[int, set[str]]) -> Check:
     ours = [one for one in owners if "citadel-" in one or one == "systemd (init.scope)"]
     if ours:
         return Check("network", label, f"ours: {', '.join(ours)}")
+    # the host's own, which the role `node` takes over or leaves as it is
+    if name == "node" and owners and all(EXPORTER.search(one) for one in owners):
+        return Check("network", label, f"a node exporter: {', '.join(owners)}")
     by = ", ".join(owners) or "a program that this user may not see"
     return Check("network", label, f"taken by {by}", "free", FAILURE, "stop that program, or give ours another port")
 
