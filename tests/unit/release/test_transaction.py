@@ -75,6 +75,13 @@ def test_a_gateway_is_replaced_by_one_of_its_own_release(world: World) -> None:
     assert world.proofs.tried == [first, second]
 
 
+def test_a_release_that_keeps_the_gateway_starts_no_second_one(world: World) -> None:
+    first = deploy(world, alpha="a1")
+    second = deploy(world, alpha="a1", host="h2")
+    assert second != first
+    assert world.gateways() == [f"citadel-gateway@{first}.service"]
+
+
 def test_a_gateway_that_drains_keeps_its_unit_until_it_is_gone(world: World) -> None:
     world.systemd.slow = True
     first = deploy(world, alpha="a1")

@@ -66,6 +66,16 @@ class SimulatedSystemd:
         self._act(f"start {unit}")
         if unit not in self.running:
             self._run(unit)
+        self._pull_in(unit)
+
+    def _pull_in(self, unit: str) -> None:
+        """Who starts a unit starts what it wants, whether it runs already or not."""
+        folder = self._layout.units / f"{unit}.wants"
+        for link in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if link.name.startswith(GATEWAY_PREFIX) and link.name not in self.running:
+                self._run(link.name)
+            elif link.name.endswith((".service", ".target")) and "@" not in link.name:
+                self._pull_in(link.name)
 
     def restart(self, unit: str, *, wait: bool) -> None:
         self._act(f"restart {unit}")

@@ -62,8 +62,11 @@ def settle(server: Server, manifest: Manifest) -> None:
             with step(server, f"stop {unit}"):
                 # A gateway drains for as long as its streams take, and nobody waits for that.
                 server.systemd.stop(unit, wait=not gateways([unit]))
+    # Whoever starts what is up already starts all that it wants, and that is a gateway by this release's name: a second
+    # one, where an equal one of an earlier release serves.
     for unit in _units(manifest, ".target", ".timer"):
-        server.systemd.start(unit, wait=False)
+        if not server.systemd.show(unit).running:
+            server.systemd.start(unit, wait=False)
     _show_face(server, manifest)
     switch(server.layout, manifest, present_gateways(server.systemd))
     server.systemd.reload()
@@ -176,7 +179,8 @@ def _show_face(server: Server, manifest: Manifest) -> None:
     its sockets: there a face has no place any more."""
     unit = server.layout.release(manifest.id) / "units" / FACE
     if unit.is_file() and "RemainAfterExit" not in unit.read_text(encoding="utf-8"):
-        server.systemd.start(FACE, wait=False)
+        if not server.systemd.show(FACE).running:
+            server.systemd.start(FACE, wait=False)
     elif server.systemd.show(FACE).sub == "running":
         server.systemd.stop(FACE, wait=False)
         server.systemd.stop(KEEPER, wait=False)
