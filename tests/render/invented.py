@@ -15,7 +15,7 @@ MODELS = ["hermes-2", "mixtral-8x7b", "openchat-3.5", "phi-3-mini"]
 NAMES = {
     **{"citadel_host": ["llm-01"], "model": MODELS, "replica": MODELS, "release": ["0007-1a2b3c4d"]},
     **{"code": ["200", "404", "429"], "endpoint": ["chat_completions", "embeddings"], "kind": ["timeout"]},
-    **{"mode": ["iowait", "system", "user"], "mountpoint": ["/", "/opt/models"], "reason": ["rate_limit"]},
+    **{"mode": ["iowait", "system", "user"], "device": ["/dev/vda", "/dev/vdb"], "reason": ["rate_limit"]},
     **{"finished_reason": ["length", "stop"], "severity": ["warning"], "instance": ["data-01:9187"]},
     **{"job": ["citadel-llm-gateway", "citadel-llm-models"]},
     "unit": ["citadel-gateway.service", *(f"citadel-llm@{name}.service" for name in MODELS)],

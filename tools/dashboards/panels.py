@@ -47,12 +47,14 @@ class Ask:
     every: str = ""  # the least time between two answers, where the figures are rarer than usual
 
 
-def asks(questions: Sequence[Ask], instant: bool = False) -> list[prometheus.Dataquery]:
-    """The questions of a panel, named A, B, C as Grafana names them."""
+def asks(questions: Sequence[Ask], instant: bool = False, table: bool = False) -> list[prometheus.Dataquery]:
+    """The questions of a panel, named A, B, C as Grafana names them. What is asked of a whole range still shows series
+    that have ended in it."""
     built = []
     for place, question in enumerate(questions):
         one = prometheus.Dataquery().expr(question.expr).ref_id(chr(ord("A") + place)).datasource(SOURCE)
-        one = one.instant().format(promql.PromQueryFormat.TABLE) if instant else one.range()
+        one = one.instant() if instant else one.range()
+        one = one.format(promql.PromQueryFormat.TABLE) if table else one
         one = one.legend_format(question.legend or "__auto")
         built.append(one.interval(question.every) if question.every else one)
     return built
@@ -107,7 +109,7 @@ def number(
         .span(size[0])
         .height(size[1])
         .unit(unit)
-        .targets([*asks(questions)])
+        .targets([*asks(questions, instant=not graph)])
         .thresholds(steps(levels, below))
         .color_scheme(coloured(model.FieldColorModeId.THRESHOLDS))
         .color_mode(shapes.BigValueColorMode.VALUE)
@@ -233,7 +235,7 @@ def rows(
     sort: str = "",
 ) -> table.Panel:
     """A row for each combination of the labels in `by`, a column for each question."""
-    asked = asks([column.ask for column in columns], instant=True)
+    asked = asks([column.ask for column in columns], instant=True, table=True)
     refs = [f"Value #{chr(ord('A') + place)}" for place in range(len(columns))] if len(columns) > 1 else ["Value"]
     shown = {label: place for place, label in enumerate([*by, *refs])}
     names = {ref: column.name for ref, column in zip(refs, columns, strict=True)}

@@ -105,9 +105,9 @@ def resources() -> Board:
         [
             shares(
                 "Disk Usage",
-                "How full each file system is.",
+                "How full each disk is, however often it is mounted.",
                 "percentunit",
-                Ask(DISK_USED, "{{citadel_host}} {{mountpoint}}", SLOW),
+                Ask(f"max by (citadel_host, device) ({DISK_USED})", "{{citadel_host}} {{device}}", SLOW),
                 levels=[(0.8, YELLOW), (0.9, RED)],
                 most=1,
             ),
