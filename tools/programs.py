@@ -26,6 +26,9 @@ FOLDER = ROOT / ".cache" / "programs"
 SYSTEM = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 TCMALLOC = "*/libtcmalloc_minimal.so.4"  # which every unit of a model has
+OS_RELEASE = Path("/etc/os-release")
+# Debian 13 has it in a package of its own
+PROMTOOL = "promtool" if OS_RELEASE.exists() and "=trixie" in OS_RELEASE.read_text() else "prometheus"
 EVERY = frozenset({"every verb"})
 ESTATE = frozenset(
     {
@@ -116,7 +119,8 @@ NEEDS = (
     Need("npm", CHECK, "npm"),
     Need("openssl", CHECK | {"bench-gateway"}, "openssl"),
     # of rules, routes and targets: both themselves, and what says whether they would take something
-    Need("prometheus", CHECK, "promtool prometheus"),
+    Need("prometheus", CHECK, "prometheus"),
+    Need(PROMTOOL, CHECK, "promtool"),
     Need("prometheus-alertmanager", CHECK, "amtool prometheus-alertmanager"),
     # of the companion: a database of the tests' own
     Need("postgresql", CHECK, there=lambda: any(Path("/usr/lib/postgresql").glob("*/bin/initdb"))),
