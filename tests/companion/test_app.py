@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def asked(tmp_path: Path) -> Iterator[httpx.Client]:
     file = tmp_path / "companion.yml"
     file.write_text(yaml.safe_dump(config))
     (tmp_path / "spool").mkdir()
-    process = subprocess.Popen([sys.executable, "-m", "citadel_companion", "--config", file])
+    process = begun(file)
     try:
         until(Path(config["socket"]).exists)
         way = httpx.HTTPTransport(uds=config["socket"], retries=5)
@@ -36,6 +37,12 @@ def asked(tmp_path: Path) -> Iterator[httpx.Client]:
     finally:
         process.kill()
         process.wait()
+
+
+def begun(file: Path) -> subprocess.Popen[bytes]:
+    # it finds what this process has found
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen([sys.executable, "-m", "citadel_companion", "--config", file], env=paths)
 
 
 def as_(user: str) -> dict[str, str]:
@@ -112,13 +119,13 @@ def test_killed_at_any_moment_it_keeps_each_record_once(tmp_path: Path) -> None:
         records = [told(1000 * number + one) for one in range(1000)]
         segment(tmp_path / "spool", records)
     for number in range(5):
-        process = subprocess.Popen([sys.executable, "-m", "citadel_companion", "--config", file])
+        process = begun(file)
         until(Path(config["socket"]).exists)
         time.sleep(0.05 * number)
         process.kill()
         process.wait()
         Path(config["socket"]).unlink(missing_ok=True)
-    process = subprocess.Popen([sys.executable, "-m", "citadel_companion", "--config", file])
+    process = begun(file)
     try:
         until(lambda: not list((tmp_path / "spool").iterdir()))
     finally:

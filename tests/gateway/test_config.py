@@ -35,7 +35,7 @@ def test_the_example_can_be_used_and_shows_every_key() -> None:
         return found
 
     figures = {"requests_per_minute", "requests_per_hour", "requests_per_day", "tokens_per_minute", "concurrent"}
-    left_out = [key for key in missing(data, config.model_dump(), "") if key.rsplit(".", 1)[1] not in figures]
+    left_out = [key for key in missing(data, config.model_dump(), "") if key.rpartition(".")[2] not in figures]
     assert left_out == []
 
 

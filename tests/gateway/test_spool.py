@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import signal
 import subprocess
@@ -121,7 +122,9 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("answers", [1, 7])
 def test_a_gateway_that_is_killed_loses_nothing_that_it_answered(tmp_path: Path, answers: int) -> None:
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], stdout=subprocess.PIPE, text=True)
+    # it finds what this process has found
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], stdout=subprocess.PIPE, text=True, env=paths)
     assert writer.stdout is not None
     told = [writer.stdout.readline().strip() for _ in range(answers)]
     writer.send_signal(signal.SIGKILL)
