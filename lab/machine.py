@@ -209,7 +209,7 @@ class Machine:
         for mount in sorted((m for m in mounted if m.startswith(f"{self.root}")), reverse=True):
             run("umount", "--lazy", mount)
         # the kernel lets go of a group only when the last of its processes has been buried
-        wait(self._cgroups_are_gone, 20, f"The control groups of {self.host.name} in {CGROUPS} can't be removed.")
+        wait(self._cgroups_are_gone, 60, f"The control groups of {self.host.name} in {CGROUPS} can't be removed.")
 
     def _cgroups_are_gone(self) -> bool:
         for group in self._cgroups():

@@ -124,7 +124,7 @@ def test_prometheus_sees_it(
 ) -> None:
     url = f"http://{address['metrics-01']}:9090/api/v1/query?query=up{{citadel_host=%22llm-01%22}}"
     eventually(
-        lambda: [entry["value"][1] for entry in ask(url)["data"]["result"]], lambda seen: seen == ["1"], seconds=60
+        lambda: {entry["value"][1] for entry in ask(url)["data"]["result"]}, lambda seen: seen == {"1"}, seconds=60
     )
 
 
