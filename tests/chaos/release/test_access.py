@@ -16,7 +16,7 @@ from lab.settings import USER
 from tests.chaos.release.conftest import Box
 from tests.chaos.release.plays import Controller, roles
 
-PORTS = {"api": 8000, "management": 8002, "health": 8080, "export": 9090}
+PORTS = {"api": 8000, "management": 8002, "health": 8080, "export": 9090, "node": 9100}
 CONTRACT: dict[str, Any] = {"ports": PORTS, "models": {}}
 DOORS = (22, *PORTS.values(), 11400)
 # a foreign table and a foreign drop-in, which nobody may touch
@@ -115,7 +115,7 @@ def test_each_profile_opens_its_doors_and_the_way_back_leads_to_the_byte(box: Bo
     assert state(box) == before
     assert operator.set(closed)
     # management, metrics, clients, and one who is nobody
-    assert [operator.scan(octet) for octet in (1, 37, 38, 39)] == [[22, 8000, 8002, 8080], [8080, 9090], [8000], []]
+    assert [operator.scan(octet) for octet in (1, 37, 38, 39)] == [[22, 8000, 8002, 8080], [8080, 9090, 9100], [8000], []]
     assert box.run("ping", "-c", "1", "127.0.0.1", check=False).returncode in {0, 127}
     assert "table inet foreign" in box.run("nft", "list", "tables").stdout
     shown = box.run("sshd", "-T").stdout
