@@ -23,6 +23,7 @@ QUESTIONS = [
 ]
 # A part of a question, and why it may have no answer where everything is well.
 MAY_BE_EMPTY = {
+    "citadel_unit_oom_kills_total": "on cgroup v1 nobody tells of them",
     "node_pressure_": "a kernel without PSI does not tell it",
     "llm_upstream_errors_total": "begins with the first call that fails",
     "citadel_certificate_expires": "the lab's gateway speaks in the clear",
