@@ -73,7 +73,7 @@ async def test_a_model_that_is_down_keeps_nobody_elses_figures_back() -> None:
 
 
 async def test_a_model_that_hangs_costs_its_own_figures_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "PATIENCE", 0.5)
+    monkeypatch.setattr(figures, "PATIENCE", 3.0)
 
     async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
