@@ -163,6 +163,8 @@ class Prober:
 
     def _bad(self, replica: Replica, reason: str) -> None:
         replica.good_probes = 0
+        if replica.leaving:
+            return  # an engine that died is known to be away, and whoever comes waits for the next one
         replica.bad_probes += 1
         if replica.bad_probes >= self.settings.out_after or replica.state != "ready":
             replica.become("failed", reason)

@@ -510,3 +510,19 @@ class TestReplicas:
 
 def _unix(lab: Lab) -> httpx.AsyncHTTPTransport:
     return httpx.AsyncHTTPTransport(uds=str(lab.process.ports["management_socket"]))
+
+
+async def test_what_a_dying_engines_server_says_of_its_health_is_no_news() -> None:
+    """It answers 503 until it ends, a moment later; whoever comes meanwhile waits for the next one."""
+    async with running() as lab:
+        replica = lab.gateway.fleet.models["phi"].replicas[0]
+        lab.simulators["phi"].health_status = 503
+        replica.dies()
+        assert lab.gateway.prober is not None
+        for _ in range(3):
+            await lab.gateway.prober.probe(replica)
+        states: list[str] = [replica.state]
+        replica.leaving_until = 0.0
+        await lab.gateway.prober.probe(replica)
+        states.append(replica.state)
+        assert states == ["loading", "failed"]

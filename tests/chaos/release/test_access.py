@@ -115,7 +115,12 @@ def test_each_profile_opens_its_doors_and_the_way_back_leads_to_the_byte(box: Bo
     assert state(box) == before
     assert operator.set(closed)
     # management, metrics, clients, and one who is nobody
-    assert [operator.scan(octet) for octet in (1, 37, 38, 39)] == [[22, 8000, 8002, 8080], [8080, 9090, 9100], [8000], []]
+    assert [operator.scan(octet) for octet in (1, 37, 38, 39)] == [
+        [22, 8000, 8002, 8080],
+        [8080, 9090, 9100],
+        [8000],
+        [],
+    ]
     assert box.run("ping", "-c", "1", "127.0.0.1", check=False).returncode in {0, 127}
     assert "table inet foreign" in box.run("nft", "list", "tables").stdout
     shown = box.run("sshd", "-T").stdout
