@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -42,8 +42,7 @@ class GivenFeedback(BaseModel):
 
 
 def application(config: Config) -> FastAPI:
-    """`asking` is a connection of its own, so that nobody waits for a batch of the shipper's."""
-    asking = opened(config)
+    asking = opened(config)  # a connection of its own, so that nobody waits for a batch of the shipper's
     shipper = Shipper(Path(config.spool), opened(config), config.retention.model_dump())
     turn = asyncio.Lock()
 
@@ -143,6 +142,3 @@ def figures(shipper: Shipper) -> CollectorRegistry:
         shipper.behind()
     )
     return registry
-
-
-Respond = Callable[..., Awaitable[Any]]
