@@ -80,13 +80,26 @@ async def test_a_spool_that_is_full_costs_records_and_no_request(tmp_path: Path)
         await until(lambda: lab.metric("llm_usage_spool_bytes") == 0)
 
 
-async def test_a_disk_that_takes_nothing_costs_no_request_and_gets_what_waited(tmp_path: Path) -> None:
+async def test_a_disk_that_takes_nothing_costs_no_request_and_gets_what_waited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "spool"
+    looks: list[Path] = []
+    size_of = spool.size_of
+
+    def look(at: Path) -> int:
+        looks.append(at)
+        return size_of(at)
+
+    monkeypatch.setattr(spool, "size_of", look)
     async with running(spooling(folder, sync=0.05)) as lab:
         await until(folder.is_dir)
         folder.rename(tmp_path / "gone")
         assert (await lab.chat()).status_code == 200
         assert not kept(tmp_path / "gone")
+        # its keeper looks for the folder meanwhile, and goes on
+        seen = len(looks)
+        await until(lambda: len(looks) > seen + 1)
         (tmp_path / "gone").rename(folder)
         await until(lambda: len(kept(folder)) == 1)
 

@@ -150,7 +150,10 @@ class Spool:
             if self._fd >= 0 and time.monotonic() - self._begun > _LONGEST_SEGMENT:
                 self._end()
             before = self._total
-            found = await loop.run_in_executor(self._disk, size_of, self._folder)
+            try:
+                found = await loop.run_in_executor(self._disk, size_of, self._folder)
+            except OSError:
+                continue  # a folder that nobody can look into keeps the size that it had
             self._total = found + self._total - before
 
     async def close(self) -> None:
