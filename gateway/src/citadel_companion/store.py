@@ -67,6 +67,9 @@ class Store(Protocol):
     def drop(self, kind: str, ident: str, owner: str) -> bool:
         """Whether it was there."""
 
+    def thin(self, kind: str, owner: str, most: int, most_bytes: int) -> int:
+        """Only the newest of somebody's stay: how many went."""
+
     def aggregate(self, now: datetime) -> None:
         """The figures of periods that are over, once more or for the first time."""
 
