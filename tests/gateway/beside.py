@@ -36,7 +36,9 @@ class Beside:
         file.write_text(yaml.safe_dump(config))
         # it finds what this process has found
         paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        self._process = subprocess.Popen([sys.executable, "-m", "citadel_companion", "--config", file], env=paths)
+        self._process = subprocess.Popen(  # noqa: ASYNC220 - it is waited for elsewhere
+            [sys.executable, "-m", "citadel_companion", "--config", file], env=paths
+        )
         await until(self.socket.exists, 20.0)
 
     async def stop(self) -> None:

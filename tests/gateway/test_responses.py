@@ -10,9 +10,15 @@ import pytest
 
 from tests.gateway.beside import Beside, companion
 from tests.gateway.harness import Lab
+from tests.gateway.node import printed
 from tests.gateway.simulator import Act, Simulator, until
 
 pytestmark = pytest.mark.anyio
+TOO_LONG = Act(
+    status=400,
+    body=b'{"error": {"message": "This model\'s maximum context length is 256 tokens. However, you requested 64 output '
+    b'tokens and your prompt contains 400 input tokens.", "type": "BadRequestError", "code": 400}}',
+)
 ROUTES = ["/v1/responses", "/v1/responses/*"]
 
 
@@ -90,7 +96,7 @@ async def test_a_stream_has_the_official_events(estate: tuple[Lab, Beside]) -> N
         ]
         assert (await client.responses.retrieve(final.id)).output_text == final.output_text
         again = await client.responses.create(model="phi", input="more", previous_response_id=final.id, stream=True)
-        numbers = [event.sequence_number async for event in again]  # type: ignore[union-attr]
+        numbers = [event.sequence_number async for event in again]
         assert numbers == list(range(len(events)))
         assert [role for role, _ in said(lab.simulators["phi"])] == ["user", "assistant", "user"]
     await lab.settled()
@@ -106,9 +112,85 @@ async def test_a_client_that_leaves_ends_the_generation(estate: tuple[Lab, Besid
             events = await client.responses.create(model="phi", input="hello", stream=True)
             async for _ in events:
                 break
-            await events.close()  # type: ignore[union-attr]
+            await events.close()
         else:
             with pytest.raises((openai.APITimeoutError, openai.InternalServerError)):
                 await client.responses.create(model="phi", input="hello")
         await until(lambda: bool(phi.seen) and phi.seen[0].state == "aborted")
     await lab.settled()
+
+
+async def test_node(estate: tuple[Lab, Beside]) -> None:
+    lab, _ = estate
+    seen = await printed("responses.mjs", GATEWAY=lab.url())
+    assert seen["first"] == ["completed", "word " * 5, {"a": "b"}, 12]
+    assert (seen["events"][0], seen["events"][-1]) == ("response.created", "response.completed")
+    assert seen["events"].count("response.output_text.delta") == 5
+    assert seen["second"] == ["completed", "word " * 5, True]
+    assert seen["retrieved"] == "word " * 5
+    assert seen["items"] == ["one", "word " * 5, "two"]
+    assert seen["errors"] == {
+        "cancel": ["BadRequestError", 400, "not_in_background"],
+        "gone": ["NotFoundError", 404, "previous_response_not_found"],
+        "background": ["BadRequestError", 400, "unsupported_parameter"],
+        "model": ["NotFoundError", 404, "model_not_found"],
+    }
+
+
+async def test_limits_and_refusals_are_the_gateways_own(estate: tuple[Lab, Beside]) -> None:
+    lab, _ = estate
+    _, mine = lab.key(models=("small",))
+    async with sdk(lab) as client, sdk(lab, mine) as narrow:
+        with pytest.raises(openai.NotFoundError, match="The model 'phi' does not exist"):
+            await narrow.responses.create(model="phi", input="hello")
+        with pytest.raises(openai.BadRequestError, match="context length") as long:
+            await client.responses.create(model="small", input="x" * 10_000)
+        assert long.value.code == "context_length_exceeded"
+        with pytest.raises(openai.UnprocessableEntityError, match="temperature"):
+            await client.responses.create(model="phi", input="hello", temperature=9)
+        lab.simulators["phi"].script.extend([Act(status=500)] * 3)
+        with pytest.raises(openai.InternalServerError) as failed:
+            await client.responses.create(model="phi", input="hello", stream=True)
+        assert failed.value.status_code == 503
+        lab.reconfigure({"limits": {"tiers": {"default": {"requests_per_minute": 1}}}})
+        with pytest.raises(openai.RateLimitError) as limited:
+            for _ in range(3):
+                await client.responses.create(model="phi", input="hello")
+        assert float(limited.value.response.headers["retry-after"]) > 0
+    records = [record for record in lab.records() if record.get("model") == "phi" and record["status"] == 200]
+    assert records and {record["principal"] for record in records} == {"address:127.0.0.1"}
+
+
+async def test_a_stream_that_breaks_ends_in_a_failed_response(estate: tuple[Lab, Beside]) -> None:
+    lab, _ = estate
+    lab.simulators["phi"].default = Act(stop_after=3, then="close")
+    async with sdk(lab) as client:
+        events = [event async for event in await client.responses.create(model="phi", input="hello", stream=True)]
+        last = events[-1]
+        assert last.type == "response.failed"
+        assert last.response.error is not None
+        assert "failed in mid-stream" in last.response.error.message
+        assert (await client.responses.retrieve(last.response.id)).status == "failed"
+
+
+async def test_a_model_that_says_it_is_too_much_gets_fewer_turns(estate: tuple[Lab, Beside]) -> None:
+    lab, _ = estate
+    small = lab.simulators["small"]
+    # each character is a token, as in a language that the tokenizer has not learnt
+    small.rules.append((lambda body: sum(len(one["content"]) for one in body["messages"]) > 192, TOO_LONG))
+    small.default = Act(text="x", tokens=20)
+    async with sdk(lab) as client:
+        previous = None
+        for number in range(8):
+            answer = await client.responses.create(
+                model="small", input=f"{number}" * 20, previous_response_id=previous, max_output_tokens=64
+            )
+            previous = answer.id
+        texts = [content for _, content in said(small)]
+        assert texts[-1] == "7" * 20
+        assert 3 <= len(texts) < 15
+        assert sum(len(text) for text in texts) <= 192
+        with pytest.raises(openai.BadRequestError, match="maximum context length"):
+            await client.responses.create(
+                model="small", input="no", previous_response_id=previous, truncation="disabled"
+            )

@@ -6,6 +6,7 @@ response. Reading goes backwards, and ends where a model's window is full for ce
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from citadel_companion.store import Store, Thing
 
 KIND = "response"
 DEEPEST = 200  # turns that are read for one more
+_ID = re.compile(r"resp_[0-9a-f]{32}").fullmatch
 _EVERY = 64  # how seldom it is looked whether a client has too many
 
 
@@ -43,7 +45,7 @@ def past(store: Store, owner: str, ident: str, most: int | None, settings: Setti
     last: dict[str, Any] = {}
     oldest: dict[str, Any] = {}
     while at is not None and len(turns) < DEEPEST and (most is None or total <= most):
-        thing = _read(store, owner, at)
+        thing = thing_of(store, owner, at)
         if thing is None:
             raise absent(at, "previous_response_id")
         oldest = thing.body
@@ -65,8 +67,14 @@ def past(store: Store, owner: str, ident: str, most: int | None, settings: Setti
     return Past(items, at is None, last["root"], last["density"])
 
 
-def _read(store: Store, owner: str, ident: str) -> Thing | None:
-    return store.get(KIND, ident, owner) if len(ident) <= 64 else None
+def thing_of(store: Store, owner: str, ident: str) -> Thing | None:
+    """Whatever a client sends as an id: the store is asked for what can be one."""
+    return store.get(KIND, ident, owner) if _ID(ident) else None
+
+
+def drop(store: Store, owner: str, ident: str) -> None:
+    if not _ID(ident) or not store.drop(KIND, ident, owner):
+        raise absent(ident)
 
 
 def _renew(store: Store, thing: Thing, settings: Settings) -> None:
@@ -98,7 +106,7 @@ def keep(store: Store, owner: str, body: dict[str, Any], settings: Settings) -> 
 
 
 def found(store: Store, owner: str, ident: str) -> dict[str, Any]:
-    thing = _read(store, owner, ident)
+    thing = thing_of(store, owner, ident)
     if thing is None:
         raise absent(ident)
     return thing.body

@@ -134,7 +134,7 @@ class Conversations:
             ident = asked.items[number]["id"]
             of = response_of(ident)
             if of not in known:
-                thing = await self._services.kept(self._services.store.get, history.KIND, of, who.user)
+                thing = await self._services.kept(history.thing_of, self._services.store, who.user, of)
                 body: dict[str, Any] = thing.body if thing is not None else {"input": [], "response": {"output": []}}
                 known[of] = {one["id"]: one for one in (*body["input"], *body["response"]["output"])}
             item = known[of].get(ident)
@@ -173,7 +173,7 @@ class Conversations:
         if asked.previous is None:
             if asked.store:
                 # one that could not be kept is not worth the model's time
-                await services.kept(services.store.get, history.KIND, asked.id, who.user)
+                await services.kept(history.thing_of, services.store, who.user, asked.id)
             return NO_PAST
         most = _CHARACTERS * model.window
         past = await services.kept(history.past, services.store, who.user, asked.previous, most, self._settings)
@@ -305,8 +305,7 @@ def routes(services: Services) -> APIRouter:
 
     @router.delete("/v1/responses/{ident}")
     async def delete(ident: str, who: Who) -> dict[str, Any]:
-        if len(ident) > 64 or not await services.kept(services.store.drop, history.KIND, ident, who.user):
-            raise history.absent(ident)
+        await services.kept(history.drop, services.store, who.user, ident)
         return {"id": ident, "object": "response", "deleted": True}
 
     @router.post("/v1/responses/{ident}/cancel")
