@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pydantic import TypeAdapter
 
 from citadel_companion.app import application
 from citadel_companion.config import Config
+from citadel_companion.embedded import Embedded
 from citadel_companion.responses import history
 from citadel_companion.store import Store, StoreError, Thing
 from tests.companion.databases import Opened
@@ -111,17 +113,33 @@ class Client:
         return found
 
 
-@pytest.fixture
-async def client(
-    opened: Opened, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Client]:
+@asynccontextmanager
+async def served(another: Callable[[], Store], folder: Path) -> AsyncIterator[Client]:
     gateway = Gateway()
-    monkeypatch.setattr(httpx, "AsyncHTTPTransport", lambda uds: httpx.MockTransport(gateway))
-    monkeypatch.setattr("citadel_companion.app.opened", lambda _: opened.another())
-    config = Config(socket="", gateway="/gateway", state=str(tmp_path), spool=str(tmp_path))
-    own = httpx.ASGITransport(application(config))
+    config = Config(socket="", gateway="/gateway", state=str(folder), spool=str(folder))
+    store = another()
+    store.prepare()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(httpx, "AsyncHTTPTransport", lambda uds: httpx.MockTransport(gateway))
+        patch.setattr("citadel_companion.app.opened", lambda _: another())
+        own = httpx.ASGITransport(application(config))
     async with httpx.AsyncClient(transport=own, base_url="http://companion") as asked:
         yield Client(gateway, store, asked)
+    store.close()
+
+
+@pytest.fixture
+async def client(opened: Opened, tmp_path: Path) -> AsyncIterator[Client]:
+    async with served(opened.another, tmp_path) as client:
+        yield client
+
+
+@pytest.fixture
+async def plain(tmp_path: Path) -> AsyncIterator[Client]:
+    """For what no store has a part in."""
+    config = Config(socket="", state=str(tmp_path), spool=str(tmp_path))
+    async with served(lambda: Embedded(config), tmp_path) as client:
+        yield client
 
 
 def code_of(answer: httpx.Response) -> tuple[int, str]:
@@ -131,7 +149,7 @@ def code_of(answer: httpx.Response) -> tuple[int, str]:
 # what is asked of the model
 
 
-async def test_items_become_messages(client: Client) -> None:
+async def test_items_become_messages(plain: Client) -> None:
     items = [
         {"role": "developer", "content": "Be kind."},
         {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Look:"}]},
@@ -150,13 +168,13 @@ async def test_items_become_messages(client: Client) -> None:
         {"role": "system", "content": "Now."},
         {"role": "user", "content": "So?"},
     ]
-    await client.made(input=items, instructions="Be brief.")
+    await plain.made(input=items, instructions="Be brief.")
     calls = [
         {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}},
         {"id": "c2", "type": "function", "function": {"name": "g", "arguments": "{}"}},
     ]
     image = {"type": "image_url", "image_url": {"url": "d:i", "detail": "auto"}}
-    assert client.gateway.asked[0]["messages"] == [
+    assert plain.gateway.asked[0]["messages"] == [
         {"role": "system", "content": "Be brief.\n\nBe kind."},
         {"role": "user", "content": "Look:"},
         {"role": "user", "content": [{"type": "text", "text": "a"}, image]},
@@ -168,7 +186,7 @@ async def test_items_become_messages(client: Client) -> None:
     ]
 
 
-async def test_parameters_become_those_of_a_chat(client: Client) -> None:
+async def test_parameters_become_those_of_a_chat(plain: Client) -> None:
     parameters = {"type": "object", "properties": {}}
     asked: dict[str, Any] = {
         "temperature": 0.5,
@@ -183,8 +201,8 @@ async def test_parameters_become_those_of_a_chat(client: Client) -> None:
         "truncation": "disabled",
     }
     silent = {"background": False, "include": [], "reasoning": None, "service_tier": "auto", "conversation": None}
-    told = await client.made(**asked, **silent)
-    assert client.gateway.asked[0] == {
+    told = await plain.made(**asked, **silent)
+    assert plain.gateway.asked[0] == {
         "model": "phi",
         "messages": [{"role": "user", "content": "hello"}],
         "temperature": 0.5,
@@ -203,17 +221,17 @@ async def test_parameters_become_those_of_a_chat(client: Client) -> None:
     assert {key: told[key] for key in asked} == asked
 
 
-async def test_it_is_asked_in_the_clients_name(client: Client) -> None:
+async def test_it_is_asked_in_the_clients_name(plain: Client) -> None:
     headers = {"x-citadel-principal": "key:a", "x-priority": "low", "x-request-id": "req-7", "x-request-timeout": "9"}
     told = {"model": "phi-3", "input": "hello"}
-    answer = await client.http.post("/v1/responses", json=told, headers=headers)
-    asked = client.gateway.headers[0]
+    answer = await plain.http.post("/v1/responses", json=told, headers=headers)
+    asked = plain.gateway.headers[0]
     assert {name: asked[name] for name in headers} == headers
     assert answer.json()["model"] == "phi", "an alias is told by its name"
     assert answer.headers["x-citadel-replica"] == "phi-1"
     assert asked["x-session-id"] == answer.json()["id"]
-    await client.made(previous_response_id=answer.json()["id"])
-    assert client.gateway.headers[1]["x-session-id"] == answer.json()["id"], "a conversation stays on its replica"
+    await plain.made(previous_response_id=answer.json()["id"])
+    assert plain.gateway.headers[1]["x-session-id"] == answer.json()["id"], "a conversation stays on its replica"
 
 
 @pytest.mark.parametrize(
@@ -260,6 +278,7 @@ async def test_it_is_asked_in_the_clients_name(client: Client) -> None:
         ({"tools": [{"type": "function"}]}, "tools[0].name", "must be a text"),
         ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice", "or name a function"),
         ({"text": {"verbosity": "low"}}, "text.verbosity", "is not offered here"),
+        ({"text": {"format": {"type": "json_object", "schema": {}}}}, "text.format.schema", "is not offered here"),
         ({"text": {"format": {"type": "grammar"}}}, "text.format.type", "text, json_schema, json_object"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format", "needs a name"),
         ({"max_output_tokens": 0}, "max_output_tokens", "1 or more"),
@@ -271,32 +290,36 @@ async def test_it_is_asked_in_the_clients_name(client: Client) -> None:
     ],
 )
 async def test_what_is_not_offered_is_refused_by_name(
-    client: Client, body: dict[str, Any], param: str, words: str
+    plain: Client, body: dict[str, Any], param: str, words: str
 ) -> None:
-    answer = await client.post(**body)
+    answer = await plain.post(**body)
     error = answer.json()["error"]
     assert answer.status_code == 400
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
     assert words in error["message"]
-    assert not client.gateway.asked
+    assert not plain.gateway.asked
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"model": "\\ud800"}', b"[" * 5000])
-async def test_a_body_that_is_no_request(client: Client, content: bytes) -> None:
-    answer = await client.http.post("/v1/responses", content=content, headers={"x-citadel-principal": "key:a"})
+async def test_a_body_that_is_no_request(plain: Client, content: bytes) -> None:
+    answer = await plain.http.post("/v1/responses", content=content, headers={"x-citadel-principal": "key:a"})
     assert code_of(answer) == (400, "invalid_json")
 
 
-async def test_other_paths_are_told_in_the_same_shape(client: Client) -> None:
-    assert code_of(await client.get("compact/x/y")) == (404, "unknown_path")
-    assert code_of(await client.get("input_tokens", method="PUT")) == (405, "unknown_path")
+async def test_a_body_of_millions_of_parts_is_not_read(plain: Client) -> None:
+    assert code_of(await plain.post(input=[[]] * 400_000)) == (400, "out_of_range")
+
+
+async def test_other_paths_are_told_in_the_same_shape(plain: Client) -> None:
+    assert code_of(await plain.get("compact/x/y")) == (404, "unknown_path")
+    assert code_of(await plain.get("input_tokens", method="PUT")) == (405, "unknown_path")
 
 
 # what comes back
 
 
-async def test_a_text(client: Client) -> None:
-    told = await client.made()
+async def test_a_text(plain: Client) -> None:
+    told = await plain.made()
     assert (told["object"], told["status"], told["error"]) == ("response", "completed", None)
     (item,) = told["output"]
     assert (item["type"], item["role"], item["content"][0]["text"]) == ("message", "assistant", "hi")
@@ -360,10 +383,10 @@ async def test_a_stream_of_calls(client: Client) -> None:
 
 
 @pytest.mark.parametrize(("finish", "reason"), [("length", "max_output_tokens"), ("content_filter", "content_filter")])
-async def test_an_answer_that_was_cut_is_incomplete(client: Client, finish: str, reason: str) -> None:
-    client.gateway.answers = [chat("half", finish), streamed({"content": "half"}, finish=finish)]
-    told = await client.made()
-    last = (await client.events())[-1]
+async def test_an_answer_that_was_cut_is_incomplete(plain: Client, finish: str, reason: str) -> None:
+    plain.gateway.answers = [chat("half", finish), streamed({"content": "half"}, finish=finish)]
+    told = await plain.made()
+    last = (await plain.events())[-1]
     assert last["type"] == "response.incomplete"
     for one in (told, last["response"]):
         assert (one["status"], one["incomplete_details"]) == ("incomplete", {"reason": reason})
@@ -378,25 +401,25 @@ async def test_an_answer_that_was_cut_is_incomplete(client: Client, finish: str,
         (streamed({"content": "ha"}, finish=None, done=False) + b"data: {\n\n", "is not JSON"),
     ],
 )
-async def test_a_stream_that_breaks_is_a_failed_response(client: Client, answer: bytes, words: str) -> None:
-    client.gateway.answers = [answer]
-    events = await client.events()
+async def test_a_stream_that_breaks_is_a_failed_response(plain: Client, answer: bytes, words: str) -> None:
+    plain.gateway.answers = [answer]
+    events = await plain.events()
     failed = events[-1]
     assert failed["type"] == "response.failed"
     assert failed["response"]["error"]["code"] == "server_error"
     assert words in failed["response"]["error"]["message"]
-    assert (await client.get(failed["response"]["id"])).json()["status"] == "failed"
-    on = await client.post(previous_response_id=failed["response"]["id"])
+    assert (await plain.get(failed["response"]["id"])).json()["status"] == "failed"
+    on = await plain.post(previous_response_id=failed["response"]["id"])
     assert code_of(on) == (400, "previous_response_failed")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_what_the_gateway_refuses_is_told_as_it_is(client: Client, stream: bool) -> None:
-    client.gateway.answers = [refusal(429, "rate_limit_exceeded", **{"retry-after": "7", "x-should-retry": "true"})]
-    answer = await client.post(stream=stream)
+async def test_what_the_gateway_refuses_is_told_as_it_is(plain: Client, stream: bool) -> None:
+    plain.gateway.answers = [refusal(429, "rate_limit_exceeded", **{"retry-after": "7", "x-should-retry": "true"})]
+    answer = await plain.post(stream=stream)
     assert code_of(answer) == (429, "rate_limit_exceeded")
     assert (answer.headers["retry-after"], answer.headers["x-should-retry"]) == ("7", "true")
-    assert code_of(await client.post(model="nope")) == (404, "model_not_found")
+    assert code_of(await plain.post(model="nope")) == (404, "model_not_found")
 
 
 # what is kept
@@ -543,51 +566,60 @@ async def chain(client: Client, count: int, **more: Any) -> str:
     return str(previous)
 
 
-async def test_the_oldest_turns_are_dropped_before_it_is_asked(client: Client) -> None:
-    client.gateway.answers = [chat("y" * 30)] * 6
+async def test_the_oldest_turns_are_dropped_before_it_is_asked(plain: Client) -> None:
+    plain.gateway.answers = [chat("y" * 30)] * 6
     rules = {"input": [{"role": "system", "content": "rules"}, {"role": "user", "content": "0"}]}
-    first = await client.made(**rules)
+    first = await plain.made(**rules)
     previous = first["id"]
     for number in range(1, 6):
-        previous = (await client.made(input=f"{number}" + "x" * 60, previous_response_id=previous))["id"]
-    sent = client.gateway.asked[-1]["messages"]
+        previous = (await plain.made(input=f"{number}" + "x" * 60, previous_response_id=previous))["id"]
+    sent = plain.gateway.asked[-1]["messages"]
     assert (sent[0], sent[-1]["content"][0]) == ({"role": "system", "content": "rules"}, "5")
     assert 3 <= len(sent) < 12
     assert sent[1]["role"] == "user"
 
 
-async def test_a_refusal_for_its_length_is_tried_again_with_less(client: Client) -> None:
-    previous = await chain(client, 3)
-    del client.gateway.asked[:]
-    client.gateway.long = lambda body: "It has 300 input tokens." if len(body["messages"]) > 3 else None
-    await client.made(input="last", previous_response_id=previous)
-    assert 2 <= len(client.gateway.asked) <= 5
-    assert texts(client.gateway.asked[-1])[-1] == "last"
-    assert len(client.gateway.asked[-1]["messages"]) <= 3
+async def test_a_refusal_for_its_length_is_tried_again_with_less(plain: Client) -> None:
+    previous = await chain(plain, 3)
+    del plain.gateway.asked[:]
+    plain.gateway.long = lambda body: "It has 300 input tokens." if len(body["messages"]) > 3 else None
+    await plain.made(input="last", previous_response_id=previous)
+    assert 2 <= len(plain.gateway.asked) <= 5
+    assert texts(plain.gateway.asked[-1])[-1] == "last"
+    assert len(plain.gateway.asked[-1]["messages"]) <= 3
 
 
-async def test_what_never_fits_is_told_after_a_few_tries(client: Client) -> None:
-    previous = await chain(client, 4)
-    del client.gateway.asked[:]
-    client.gateway.long = lambda _: "Too long."
-    answer = await client.post(input="last", previous_response_id=previous)
+async def test_what_never_fits_is_told_after_a_few_tries(plain: Client) -> None:
+    previous = await chain(plain, 4)
+    del plain.gateway.asked[:]
+    plain.gateway.long = lambda _: "Too long."
+    answer = await plain.post(input="last", previous_response_id=previous)
     assert code_of(answer) == (400, "context_length_exceeded")
-    assert 2 <= len(client.gateway.asked) <= 5
-    assert texts(client.gateway.asked[-1]) == ["last"]
-    disabled = await client.post(input="last", previous_response_id=previous, truncation="disabled")
+    assert 2 <= len(plain.gateway.asked) <= 5
+    assert texts(plain.gateway.asked[-1]) == ["last"]
+    disabled = await plain.post(input="last", previous_response_id=previous, truncation="disabled")
     assert code_of(disabled) == (400, "context_length_exceeded")
 
 
+async def test_items_without_a_text_fill_a_window_too(plain: Client) -> None:
+    previous = None
+    for _ in range(4):
+        told = await plain.made(input=[{"role": "user", "content": ""}] * 110, previous_response_id=previous)
+        previous = told["id"]
+    found = history.past(plain.store, "key:a", str(previous), 16 * WINDOW, Config.model_fields["responses"].default)
+    assert (len(found.items), found.whole) == (111, False)
+
+
 async def test_a_long_conversation_is_read_as_far_as_it_can_matter(
-    client: Client, monkeypatch: pytest.MonkeyPatch
+    plain: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(history, "DEEPEST", 3)
     rules = [{"role": "system", "content": "rules"}, {"role": "user", "content": "0"}]
-    previous = (await client.made(input=rules))["id"]
+    previous = (await plain.made(input=rules))["id"]
     for number in range(1, 6):
-        previous = (await client.made(input=str(number), previous_response_id=previous))["id"]
-    sent = texts(client.gateway.asked[-1])
+        previous = (await plain.made(input=str(number), previous_response_id=previous))["id"]
+    sent = texts(plain.gateway.asked[-1])
     assert (sent[0], sent[-1]) == ("rules", "5")
     assert "0" not in sent
-    answer = await client.post(previous_response_id=previous, truncation="disabled")
+    answer = await plain.post(previous_response_id=previous, truncation="disabled")
     assert code_of(answer) == (400, "context_length_exceeded")

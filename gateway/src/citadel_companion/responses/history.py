@@ -18,6 +18,7 @@ from citadel_companion.store import Store, Thing
 KIND = "response"
 DEEPEST = 200  # turns that are read for one more
 _ID = re.compile(r"resp_[0-9a-f]{32}").fullmatch
+_LISTED = 500_000  # characters of a conversation that are listed
 _EVERY = 64  # how seldom it is looked whether a client has too many
 
 
@@ -37,14 +38,14 @@ def absent(ident: str, param: str | None = None) -> Problem:
     return Problem(404, code, f"{what} with id {ident[:100]!r} not found.", param)
 
 
-def past(store: Store, owner: str, ident: str, most: int | None, settings: Settings) -> Past:
+def past(store: Store, owner: str, ident: str, most: int, settings: Settings) -> Past:
     """The conversation that ends with this response: at most so many characters and the turn in which they are full."""
     turns: list[list[Item]] = []
     total = 0
     at: str | None = ident
     last: dict[str, Any] = {}
     oldest: dict[str, Any] = {}
-    while at is not None and len(turns) < DEEPEST and (most is None or total <= most):
+    while at is not None and len(turns) < DEEPEST and total <= most:
         thing = thing_of(store, owner, at)
         if thing is None:
             raise absent(at, "previous_response_id")
@@ -113,8 +114,8 @@ def found(store: Store, owner: str, ident: str) -> dict[str, Any]:
 
 
 def input_items(store: Store, owner: str, ident: str, settings: Settings) -> list[Item]:
-    """All that a response was made of, the oldest first: what was said before, and its own input."""
+    """What a response was made of, the oldest first: the newest of what was said before, and its own input."""
     body = found(store, owner, ident)
     before = body["response"]["previous_response_id"]
-    said = past(store, owner, before, None, settings).items if before is not None else []
+    said = past(store, owner, before, _LISTED, settings).items if before is not None else []
     return [*said, *body["input"]]

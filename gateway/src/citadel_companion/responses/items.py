@@ -10,6 +10,7 @@ from citadel_companion.services import Problem
 Item = dict[str, Any]
 
 MOST_ITEMS = 2000
+_AROUND = 16  # characters, for what a template puts around an item
 _ROLES = ("user", "system", "developer", "assistant")
 _MESSAGE = ("type", "id", "role", "content", "status", "phase")
 _CALL = ("type", "id", "call_id", "name", "arguments", "status", "created_by")
@@ -188,7 +189,12 @@ def _content(parts: Sequence[Item]) -> str | list[dict[str, Any]]:
 
 
 def characters(one: Item) -> int:
-    """Of what a model reads of it; an image counts for nothing, since its tokens do not follow from its size."""
+    """Of what a model reads of it, and of what its template puts around; an image counts for nothing, since its tokens
+    do not follow from its size."""
+    return _AROUND + _characters(one)
+
+
+def _characters(one: Item) -> int:
     if one["type"] == "message":
         return sum(len(part.get("text") or part.get("refusal") or "") for part in one["content"])
     if one["type"] == "function_call":

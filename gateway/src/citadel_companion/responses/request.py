@@ -33,8 +33,14 @@ _TEXTS = ("user", "safety_identifier", "prompt_cache_key")
 _OURS = ("model", "input", "instructions", "previous_response_id", "store", "stream", "stream_options", "truncation")
 _KNOWN = frozenset((*_OURS, "max_output_tokens", "metadata", "text", "tools", "tool_choice", *_PASSED, *_TEXTS))
 _FUNCTION = ("type", "name", "description", "parameters", "strict")
+_FORMAT = {
+    "text": ("type",),
+    "json_object": ("type",),
+    "json_schema": ("type", "name", "schema", "strict", "description"),
+}
 _CHOICES = ("none", "auto", "required")
 _LONGEST_NAME = 512
+_MOST_PARTS = 300_000
 
 
 @dataclass
@@ -138,6 +144,9 @@ def response_of(item: str) -> str:
 
 
 def _parsed(body: bytes) -> dict[str, Any]:
+    # a megabyte of empty lists is a hundred of memory
+    if sum(map(body.count, (b"{", b"[", b","))) > _MOST_PARTS:
+        raise Problem(400, "out_of_range", f"The body has more than {_MOST_PARTS} parts.")
     try:
         data = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -213,6 +222,9 @@ def _format(value: Any, chat: dict[str, Any]) -> dict[str, Any]:
             raise refused(f"text.{key[:100]}", f"text.{key[:100]} is not offered here; leave it out.")
     form = text.get("format") or {"type": "text"}
     kind = form.get("type") if isinstance(form, dict) else None
+    for key in form if isinstance(form, dict) else ():
+        if key not in _FORMAT.get(str(kind), (key,)):
+            raise refused(f"text.format.{key[:100]}", f"text.format.{key[:100]} is not offered here; leave it out.")
     if kind == "json_schema":
         if not isinstance(form.get("name"), str) or not isinstance(form.get("schema"), dict):
             raise refused("text.format", "text.format needs a name, which is a text, and a schema, which is an object.")

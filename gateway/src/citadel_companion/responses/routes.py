@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from urllib.parse import quote
+from weakref import WeakValueDictionary
 
 import httpx
 import orjson
@@ -79,6 +80,13 @@ class Conversations:
         self._services = services
         self._settings = services.config.responses
         self._models: dict[str, tuple[float, Model]] = {}
+        # one long conversation of each client is read at a time, since all wait for the store
+        self._reading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def read(self, who: Asker, work: Callable[..., Result], *values: Any) -> Result:
+        lock = self._reading.setdefault(who.user, asyncio.Lock())
+        async with lock:
+            return await self._services.kept(work, self._services.store, who.user, *values, self._settings)
 
     async def create(self, request: Request, who: Asker) -> Response:
         asked = wanted(await request.body(), self._settings)
@@ -176,7 +184,7 @@ class Conversations:
                 await services.kept(history.thing_of, services.store, who.user, asked.id)
             return NO_PAST
         most = _CHARACTERS * model.window
-        past = await services.kept(history.past, services.store, who.user, asked.previous, most, self._settings)
+        past = await self.read(who, history.past, asked.previous, most)
         if asked.truncation == "disabled" and not past.whole:
             raise Problem(
                 400,
@@ -286,7 +294,6 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> R
 def routes(services: Services) -> APIRouter:
     router = APIRouter()
     conversations = Conversations(services)
-    settings = services.config.responses
 
     async def body_of(who: Asker, ident: str) -> dict[str, Any]:
         body: dict[str, Any] = await services.kept(history.found, services.store, who.user, ident)
@@ -321,7 +328,7 @@ def routes(services: Services) -> APIRouter:
         order: Literal["asc", "desc"] = "desc",
         after: str | None = None,
     ) -> dict[str, Any]:
-        items = await services.kept(history.input_items, services.store, who.user, ident, settings)
+        items = await conversations.read(who, history.input_items, ident)
         if order == "desc":
             items = items[::-1]
         if after is not None:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from citadel_companion.responses.items import Item, characters
 
-_AROUND = 16  # characters that the template puts around each item
 _USUAL = 4.0  # characters of a token
 _LEAST, _MOST = 1.0, 8.0
 _MARGIN = 0.97  # of what an estimate says, for it is one
@@ -51,19 +50,15 @@ def _is_system(one: Item) -> bool:
 
 def sizes(items: Sequence[Item], ways: Sequence[int], more: int = 0) -> dict[int, int]:
     """How many characters are sent from each of those beginnings on, with `more` of what else is sent."""
-    total = more + sum(_size(one) for one in items if _is_system(one))
+    total = more + sum(characters(one) for one in items if _is_system(one))
     found: dict[int, int] = {}
     wanted = set(ways)
     for number in reversed(range(len(items))):
         if not _is_system(items[number]):
-            total += _size(items[number])
+            total += characters(items[number])
         if number in wanted:
             found[number] = total
     return found
-
-
-def _size(one: Item) -> int:
-    return characters(one) + _AROUND
 
 
 class Window:
