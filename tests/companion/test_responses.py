@@ -593,12 +593,17 @@ async def test_what_never_fits_is_told_after_a_few_tries(plain: Client) -> None:
     previous = await chain(plain, 4)
     del plain.gateway.asked[:]
     plain.gateway.long = lambda _: "Too long."
+    single = await plain.post(input="last")
+    assert code_of(single) == (400, "context_length_exceeded")
+    assert len(plain.gateway.asked) == 1, "there is nothing to leave out"
+    del plain.gateway.asked[:]
     answer = await plain.post(input="last", previous_response_id=previous)
     assert code_of(answer) == (400, "context_length_exceeded")
     assert 2 <= len(plain.gateway.asked) <= 5
     assert texts(plain.gateway.asked[-1]) == ["last"]
     disabled = await plain.post(input="last", previous_response_id=previous, truncation="disabled")
     assert code_of(disabled) == (400, "context_length_exceeded")
+    assert len(texts(plain.gateway.asked[-1])) > 1, "and nothing is dropped where it is not wanted"
 
 
 async def test_items_without_a_text_fill_a_window_too(plain: Client) -> None:

@@ -100,6 +100,14 @@ def test_it_learns_how_long_a_token_is() -> None:
     assert len(known.sent()) == 8, "and the next time it is known"
 
 
+def test_a_few_tries_are_enough_for_many_turns() -> None:
+    items = [says(role) for _ in range(200) for role in ("user", "assistant")]
+    window = Window(items, 0, 10_000, None)
+    for number in range(4):
+        assert window.refused("too long", last=number == 3)
+    assert window.beginning == 398
+
+
 def test_a_tool_that_answers_turns_later_holds_them_together() -> None:
     items = [says("user"), call("a"), says("user"), output("a"), says("assistant"), says("user"), says("assistant")]
     assert beginnings(items) == [0, 5]

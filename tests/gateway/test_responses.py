@@ -106,18 +106,34 @@ async def test_a_stream_has_the_official_events(estate: tuple[Lab, Beside]) -> N
 async def test_a_client_that_leaves_ends_the_generation(estate: tuple[Lab, Beside], stream: bool) -> None:
     lab, _ = estate
     phi = lab.simulators["phi"]
-    phi.default = Act(tokens=500, gap=0.01)
-    async with sdk(lab, timeout=0.5) as client:
+    phi.default = Act(tokens=2000, gap=0.01)
+    async with lab.raw() as client:
+        await client.post({"model": "phi", "input": "hello", "stream": stream}, "/v1/responses")
         if stream:
-            events = await client.responses.create(model="phi", input="hello", stream=True)
-            async for _ in events:
-                break
-            await events.close()
-        else:
-            with pytest.raises((openai.APITimeoutError, openai.InternalServerError)):
-                await client.responses.create(model="phi", input="hello")
-        await until(lambda: bool(phi.seen) and phi.seen[0].state == "aborted")
+            await client.reader.readuntil(b"response.output_text.delta")
+        await until(lambda: bool(phi.seen))
+        client.abort()
+        await until(lambda: phi.seen[0].state == "aborted")
     await lab.settled()
+
+
+async def test_the_time_that_a_client_has_reaches_the_model(estate: tuple[Lab, Beside]) -> None:
+    lab, _ = estate
+    phi = lab.simulators["phi"]
+    phi.default = Act(tokens=2000, gap=0.01)
+    async with sdk(lab, timeout=0.5) as client:
+        with pytest.raises((openai.APITimeoutError, openai.InternalServerError)):
+            await client.responses.create(model="phi", input="hello")
+    await until(lambda: phi.seen[0].state == "aborted")
+    await lab.settled()
+
+
+async def test_a_response_is_found_by_the_id_of_its_request(estate: tuple[Lab, Beside]) -> None:
+    lab, _ = estate
+    async with sdk(lab) as client:
+        answer = await client.responses.create(model="phi", input="hello")
+    asked = [record for record in lab.records() if record.get("model") == "phi"]
+    assert [record["request_id"] for record in asked] == [answer._request_id]
 
 
 async def test_node(estate: tuple[Lab, Beside]) -> None:
