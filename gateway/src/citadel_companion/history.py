@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import yaml
 from fastapi import APIRouter, Depends, Query
 
-from citadel_companion.services import Asker, Problem, Services, asker
+from citadel_companion.services import Asker, Services, administrator
 from citadel_companion.store import Store, Version
 
 logger = logging.getLogger("citadel_companion")
@@ -91,11 +91,6 @@ class Historian:
 
 def routes(services: Services) -> APIRouter:
     router = APIRouter(prefix="/v1/configuration")
-
-    async def administrator(who: Annotated[Asker, Depends(asker)]) -> Asker:
-        if who.role != "admin":
-            raise Problem(403, "role_not_allowed", "This needs an API key with the role admin.")
-        return who
 
     async def told(question: Callable[..., list[dict[str, Any]]], *values: Any) -> dict[str, Any]:
         return {"object": "list", "data": await services.kept(question, *values)}
