@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from citadel_companion import __version__, responses
+from citadel_companion import __version__, history, responses
 from citadel_companion.config import Config
 from citadel_companion.services import Asker, Problem, Services, asker
 from citadel_companion.shipping import Shipper
@@ -37,7 +37,9 @@ class GivenFeedback(BaseModel):
 
 def application(config: Config) -> FastAPI:
     services = Services(config, opened(config))  # a connection of its own: nobody waits for a batch of the shipper's
-    shipper = Shipper(Path(config.spool), opened(config), config.retention.model_dump())
+    shipping = opened(config)
+    look = history.Historian(Path(config.release), shipping).look if config.release is not None else None
+    shipper = Shipper(Path(config.spool), shipping, config.retention.model_dump(), look)
     kept, store = services.kept, services.store
 
     @asynccontextmanager
@@ -50,6 +52,7 @@ def application(config: Config) -> FastAPI:
 
     app = FastAPI(title="Citadel companion", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.shipper = shipper
+    app.include_router(history.routes(services))
     app.include_router(responses.routes(services))
 
     @app.exception_handler(Problem)
