@@ -144,17 +144,6 @@ class Postgres:
         statement = "DELETE FROM citadel.things WHERE kind = %s AND id = %s AND owner = %s"
         return bool(self._do(lambda connection: connection.execute(statement, (kind, ident, owner)).rowcount))
 
-    def thin(self, kind: str, owner: str, most: int, most_bytes: int) -> int:
-        told = {"kind": kind, "owner": owner, "most": most, "bytes": most_bytes}
-        statement = (
-            "DELETE FROM citadel.things WHERE kind = %(kind)s AND owner = %(owner)s AND id IN (SELECT id FROM ("
-            "SELECT id, row_number() OVER newest AS place, sum(pg_column_size(body)) OVER newest AS total "
-            "FROM citadel.things WHERE kind = %(kind)s AND owner = %(owner)s "
-            "WINDOW newest AS (ORDER BY created_at DESC, id DESC ROWS UNBOUNDED PRECEDING)"
-            ") AS placed WHERE place > %(most)s OR total > %(bytes)s)"
-        )
-        return int(self._do(lambda connection: connection.execute(statement, told).rowcount))
-
     def configure(self, version: Version, settings: Mapping[str, Any]) -> int:
         def work(connection: psycopg.Connection) -> int:
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
@@ -183,6 +172,17 @@ class Postgres:
         rows = self._do(lambda connection: connection.execute(question, told).fetchall())
         found = [dict(zip(CHANGE, row, strict=True)) for row in rows]
         return [one | {"changed_at": one["changed_at"].isoformat()} for one in found]
+
+    def thin(self, kind: str, owner: str, most: int, most_bytes: int) -> int:
+        told = {"kind": kind, "owner": owner, "most": most, "bytes": most_bytes}
+        statement = (
+            "DELETE FROM citadel.things WHERE kind = %(kind)s AND owner = %(owner)s AND id IN (SELECT id FROM ("
+            "SELECT id, row_number() OVER newest AS place, sum(pg_column_size(body)) OVER newest AS total "
+            "FROM citadel.things WHERE kind = %(kind)s AND owner = %(owner)s "
+            "WINDOW newest AS (ORDER BY created_at DESC, id DESC ROWS UNBOUNDED PRECEDING)"
+            ") AS placed WHERE place > %(most)s OR total > %(bytes)s)"
+        )
+        return int(self._do(lambda connection: connection.execute(statement, told).rowcount))
 
     def aggregate(self, now: datetime) -> None:
         def work(connection: psycopg.Connection) -> None:
@@ -301,11 +301,6 @@ class Postgres:
         return [sql.Identifier(schema, "llm_model_requests") for schema in self._ours(connection)]
 
 
-def _dumps(body: Any) -> str:
-    """PostgreSQL has no text with a zero byte, in JSON neither."""
-    return _ZERO.sub(r"\1\\ufffd", json.dumps(body))
-
-
 _COLUMNS: LiteralString = "number, host, version, changed_by, changed_from, changed_at, name, value, previous"
 _LAST: LiteralString = (
     f"SELECT DISTINCT ON (host, name) {_COLUMNS} FROM citadel.configuration ORDER BY host, name, number DESC"
@@ -317,6 +312,11 @@ _CHANGE: LiteralString = (
     "(host, version, changed_by, changed_from, changed_at, name, value, previous) "
     "VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
 )
+
+
+def _dumps(body: Any) -> str:
+    """PostgreSQL has no text with a zero byte, in JSON neither."""
+    return _ZERO.sub(r"\1\\ufffd", json.dumps(body))
 
 
 def _insert(schema: str) -> sql.Composed:
