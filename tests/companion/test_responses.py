@@ -467,8 +467,12 @@ async def test_a_conversation_that_goes_on_keeps_its_turns(client: Client) -> No
     thing = client.store.get("response", first["id"], "key:a")
     assert thing is not None and thing.expires_at is not None
     assert abs(thing.expires_at - datetime.now(UTC) - timedelta(days=30)) < timedelta(minutes=5)
-    client.store.put(thing._replace(expires_at=datetime.now(UTC) + timedelta(days=1)))
-    await client.made(previous_response_id=first["id"])
+    client.store.put(soon := thing._replace(expires_at=datetime.now(UTC) + timedelta(days=1)))
+    second = await client.made(previous_response_id=first["id"])
+    client.store.put(soon)
+    await client.get(f"{second['id']}/input_items")
+    assert client.store.get("response", first["id"], "key:a") == soon, "who only reads keeps nothing longer"
+    await client.made(previous_response_id=second["id"])
     renewed = client.store.get("response", first["id"], "key:a")
     assert renewed is not None
     assert abs(renewed.expires_at - thing.expires_at) < timedelta(minutes=5)  # type: ignore[operator]
