@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-import pytest
 
 from citadel_companion.config import Config, Database
 from citadel_companion.postgres import Postgres
@@ -46,11 +46,11 @@ class Cluster:
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def start(self) -> None:
+    def start(self, *, durable: bool = False) -> None:
         self.run(
             "initdb", "--pgdata", str(self.folder / "data"), "--auth=trust", "--username=citadel_admin", "--no-sync"
         )
-        options = f"-c listen_addresses='' -c unix_socket_directories='{self.folder}' -c fsync=off"
+        options = f"-c listen_addresses='' -c unix_socket_directories='{self.folder}' -c fsync={durable}"
         log = str(self.folder / "log")
         self.run("pg_ctl", "start", "--wait", "--pgdata", str(self.folder / "data"), "--options", options, "--log", log)
 
@@ -85,8 +85,8 @@ class Cluster:
         yield Opened(lambda: Postgres(config, database), ids)
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Cluster]:
+@contextlib.contextmanager
+def running(*, durable: bool = False) -> Iterator[Cluster]:
     user = "postgres" if os.geteuid() == 0 else None
     folder = Path(tempfile.mkdtemp(prefix="citadel-postgres-", dir="/var/tmp"))
     if user:
@@ -94,7 +94,7 @@ def postgres() -> Iterator[Cluster]:
         os.chown(folder, owner.pw_uid, owner.pw_gid)
     cluster = Cluster(folder, user)
     try:
-        cluster.start()
+        cluster.start(durable=durable)
         yield cluster
         cluster.stop()
     finally:

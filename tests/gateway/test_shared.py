@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
+import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import hiredis
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from citadel_gateway import shared as module
 from citadel_gateway.config import Limits as LimitSettings
 from citadel_gateway.config import Rates, Redis, Tier
 from citadel_gateway.limits import Exceeded, Limits, Reservation
-from citadel_gateway.shared import Shared
-from tests.gateway.redis_server import RedisServer, redis
+from citadel_gateway.shared import SCRIPT, Shared
+from tests.gateway.redis_server import RedisServer, redis, redis_server
 from tests.gateway.simulator import until
 
 __all__ = ["redis"]
@@ -243,3 +248,146 @@ async def test_what_a_dead_gateway_held_is_free_again(redis: RedisServer, monkey
         await dead.take(rates=Rates(), who="key:other")
         await until(lambda: working(redis) == 1)
         await dead.shared.redis.close()
+
+
+class ByHand:
+    """The script with a clock that the test sets."""
+
+    KEYS = ("lease", "bucket", "windows", "workers")
+
+    def __init__(self, server: RedisServer) -> None:
+        self._connection = socket.socket(socket.AF_UNIX)
+        self._connection.connect(server.address)
+        self._reader = hiredis.Reader()
+        assert "redis.call('TIME')" in SCRIPT
+        self._script = SCRIPT.replace("redis.call('TIME')", "redis.call('HMGET', 'now', 's', 'u')")
+
+    def ask(self, *words: Any) -> Any:
+        self._connection.sendall(hiredis.pack_command(words))  # type: ignore[arg-type]
+        while (reply := self._reader.gets()) is False:
+            self._reader.feed(self._connection.recv(1 << 16))
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def begin(self) -> None:
+        self.ask("FLUSHALL")
+        self.ask("SET", "lease", 0)
+
+    def at(self, now: float) -> None:
+        self.ask("HSET", "now", "s", int(now), "u", int(now % 1 * 1e6))
+
+    def do(self, mode: str, *words: Any) -> Any:
+        return self.ask("EVAL", self._script, 4, *self.KEYS, mode, *words)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@pytest.fixture(scope="module")
+def by_hand() -> Iterator[ByHand]:
+    with redis_server() as server:
+        hand = ByHand(server)
+        yield hand
+        hand.close()
+
+
+STEPS = st.lists(st.tuples(st.floats(0, 40), st.integers(1, 5), st.integers(0, 6), st.booleans()), max_size=40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), STEPS)
+def test_no_stretch_of_time_holds_more_than_the_limit(by_hand: ByHand, limit: int, steps: Any) -> None:
+    """As for the counters of one gateway, and what is refused would not have fitted into a sixtieth more."""
+    by_hand.begin()
+    now = 1_000_000.0
+    figures = (-1, limit, -1, -1, limit)
+    taken: list[tuple[float, int, int]] = []  # when, requests, tokens
+    for pause, tokens, used, back in steps:
+        now += pause
+        by_hand.at(now)
+        wanted = min(tokens, limit)
+        reply = by_hand.do("take", wanted, 0, 0, *figures)
+        near = [each for each in taken if each[0] > now - 62]
+        if reply[0] == 0:
+            requests, amount = 1, wanted
+            if back:
+                requests, amount = (0, 0) if used == 0 else (1, min(used, wanted))
+                by_hand.do("give", reply[1], 1 - requests, wanted - amount, 0, 1, *figures)
+            taken.append((now, requests, amount))
+        else:
+            assert (
+                len(near) >= limit
+                or sum(each[1] for each in near) >= limit
+                or sum(each[2] for each in near) + wanted > limit
+            )
+            assert 0 < reply[3] <= 61_000
+        for start, *_ in taken:
+            within = [each for each in taken if start <= each[0] < start + 60]
+            assert sum(each[1] for each in within) <= limit
+            assert sum(each[2] for each in within) <= limit
+    held = by_hand.ask("HGETALL", "windows")
+    counts = {name.decode(): int(value) for name, value in zip(held[::2], held[1::2], strict=True)}
+    for name in "mt":
+        slots = [value for key, value in counts.items() if key[0] == name and key[1:].isdigit()]
+        assert sum(slots) == counts.get(f"{name}n", 0)
+        assert all(value >= 0 for value in slots)
+
+
+def test_there_is_room_when_it_was_promised(by_hand: ByHand) -> None:
+    for kind, step in ((1, 1), (2, 60), (3, 1440)):
+        by_hand.begin()
+        figures = [-1] * 5
+        figures[kind] = 1
+        by_hand.at(1_000_000.25)
+        assert by_hand.do("take", 0, 0, 0, *figures)[0] == 0
+        by_hand.at(1_000_000.5)
+        _, _, which, wait = by_hand.do("take", 0, 0, 0, *figures)
+        assert which == kind
+        assert 60 * step <= wait / 1000 <= 61 * step
+        by_hand.at(1_000_000.5 + wait / 1000 - 0.01)
+        assert by_hand.do("take", 0, 0, 0, *figures)[0] == 1
+        by_hand.at(1_000_000.5 + wait / 1000 + 0.01)
+        assert by_hand.do("take", 0, 0, 0, *figures)[0] == 0
+
+
+def test_a_clock_that_goes_back_gives_nobody_more(by_hand: ByHand) -> None:
+    by_hand.begin()
+    figures = (-1, 1, -1, -1, -1)
+    by_hand.at(1_000_030)
+    assert by_hand.do("take", 0, 60, 1, *figures)[0] == 0
+    by_hand.at(1_000_000)
+    assert by_hand.do("take", 0, 60, 1, *figures)[0] == 1
+    by_hand.at(1_000_091)
+    assert by_hand.do("take", 0, 60, 1, *figures)[0] == 0
+    by_hand.at(900_000)  # set anew: it must not stand still for a day
+    assert by_hand.do("take", 0, 0, 0, *figures)[0] == 0
+
+
+async def test_a_redis_that_comes_and_goes_leaves_nothing_behind(redis: RedisServer) -> None:
+    rates = Rates(tokens_per_minute=10**9, concurrent=50)
+    async with sides(redis, timeout=30.0) as found:
+        over = False
+
+        async def client(side: Side) -> None:
+            while not over:
+                held = await side.takes(10, rates)
+                await asyncio.sleep(random.uniform(0, 0.01))
+                if held is not None:
+                    random.choice((held.cancel, lambda held=held: held.settle(3)))()
+
+        clients = [asyncio.ensure_future(client(side)) for side in found * 10]
+        for _ in range(6):
+            await asyncio.sleep(0.15)
+            redis.pause()
+            await asyncio.sleep(0.1)
+            redis.resume()
+        over = True
+        await asyncio.gather(*clients)
+        await until(lambda: all(side.shared.redis.up for side in found))
+        await until(lambda: working(redis) == 0)
+        for side in found:
+            assert side.limits.open == side.limits.leaked() == 0
+            assert not any(meter.claimed for meter in side.limits.meters())
+        counts = kept(redis)
+        assert counts["tn"] == sum(value for name, value in counts.items() if name[0] == "t" and name[1:].isdigit())

@@ -6,15 +6,16 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from citadel_companion.config import Config, Database, schema_of
-from citadel_companion.migrate import MigrationError, migrate, said
+from citadel_companion.migrate import LOCK, MigrationError, migrate, said
 from citadel_companion.records import Row
-from citadel_companion.store import Feedback, StoreError
+from citadel_companion.store import CHANGE, Feedback, StoreError, Thing, Version, changed
 
 Result = TypeVar("Result")
 PERIODS = (300, 3600, 86_400, 604_800)  # seconds
@@ -106,6 +107,68 @@ class Postgres:
         )
         self._do(lambda connection: connection.execute(statement.encode(), (*feedback, model)))
 
+    def put(self, thing: Thing) -> None:
+        statement = (
+            "INSERT INTO citadel.things VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (kind, id) DO UPDATE SET "
+            "created_at = excluded.created_at, expires_at = excluded.expires_at, body = excluded.body "
+            "WHERE things.owner = excluded.owner"
+        )
+        self._do(lambda connection: connection.execute(statement, (*thing[:5], Jsonb(thing.body))))
+
+    def get(self, kind: str, ident: str, owner: str) -> Thing | None:
+        found = self._things("kind = %(kind)s AND id = %(id)s AND owner = %(owner)s", kind=kind, id=ident, owner=owner)
+        return found[0] if found else None
+
+    def listed(self, kind: str, owner: str | None, after: str | None = None, limit: int = 100) -> list[Thing]:
+        of = "kind = %(kind)s"
+        if owner is not None:
+            of += " AND owner = %(owner)s"
+        if after is not None:
+            of += " AND (created_at, id) < (SELECT created_at, id FROM citadel.things "
+            of += "WHERE kind = %(kind)s AND id = %(id)s)"
+        return self._things(of, limit, kind=kind, owner=owner, id=after)
+
+    def _things(self, of: LiteralString, limit: int = 1, **told: Any) -> list[Thing]:
+        question = (
+            f"SELECT kind, id, owner, created_at, expires_at, body FROM citadel.things WHERE {of} "
+            "AND (expires_at IS NULL OR expires_at > now()) ORDER BY created_at DESC, id DESC LIMIT %(limit)s"
+        )
+        rows = self._do(lambda connection: connection.execute(question, {**told, "limit": limit}).fetchall())
+        return [Thing(*row) for row in rows]
+
+    def drop(self, kind: str, ident: str, owner: str) -> bool:
+        statement = "DELETE FROM citadel.things WHERE kind = %s AND id = %s AND owner = %s"
+        return bool(self._do(lambda connection: connection.execute(statement, (kind, ident, owner)).rowcount))
+
+    def configure(self, version: Version, settings: Mapping[str, Any]) -> int:
+        def work(connection: psycopg.Connection) -> int:
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+            question = f"SELECT name, value FROM ({_LAST}) AS last WHERE value IS NOT NULL AND host = %s"
+            known: dict[str, Any] = dict(connection.execute(question, (version.host,)).fetchall())
+            names = changed(known, settings)
+            for name in names:
+                values = (Jsonb(one[name]) if name in one else None for one in (settings, known))
+                connection.execute(_CHANGE, (*version, name, *values))
+            return len(names)
+
+        return self._do(work)
+
+    def configuration(self, name: str) -> list[dict[str, Any]]:
+        question = f"SELECT * FROM ({_LAST}) AS last WHERE value IS NOT NULL AND {_BELOW} ORDER BY name"
+        return self._changes(question, {"name": name})
+
+    def changes(self, name: str, after: int | None, limit: int) -> list[dict[str, Any]]:
+        question = (
+            f"SELECT {_COLUMNS} FROM citadel.configuration "
+            f"WHERE {_BELOW} AND (%(after)s::bigint IS NULL OR number < %(after)s) ORDER BY number DESC LIMIT %(limit)s"
+        )
+        return self._changes(question, {"name": name, "after": after, "limit": limit})
+
+    def _changes(self, question: LiteralString, told: dict[str, Any]) -> list[dict[str, Any]]:
+        rows = self._do(lambda connection: connection.execute(question, told).fetchall())
+        found = [dict(zip(CHANGE, row, strict=True)) for row in rows]
+        return [one | {"changed_at": one["changed_at"].isoformat()} for one in found]
+
     def aggregate(self, now: datetime) -> None:
         def work(connection: psycopg.Connection) -> None:
             for table in self._tables(connection):
@@ -134,6 +197,7 @@ class Postgres:
                         self._partitions.clear()
                 table = sql.Identifier(schema, "llm_model_requests")
                 connection.execute(sql.SQL("DELETE FROM {} WHERE timestamp < %s").format(table), (before,))
+            connection.execute("DELETE FROM citadel.things WHERE expires_at <= %s", (now,))
             connection.execute(
                 "DELETE FROM public.llm_model_performance WHERE timestamp < %s AND period_seconds < 86400",
                 (now - timedelta(days=retention["aggregates"]),),
@@ -148,6 +212,7 @@ class Postgres:
     def forget(self, user: str) -> int:
         def work(connection: psycopg.Connection) -> int:
             gone = connection.execute("DELETE FROM citadel.feedback WHERE user_id = %s", (user,)).rowcount
+            gone += connection.execute("DELETE FROM citadel.things WHERE owner = %s", (user,)).rowcount
             for table in self._tables(connection):
                 gone += connection.execute(sql.SQL("DELETE FROM {} WHERE user_id = %s").format(table), (user,)).rowcount
             return gone
@@ -219,6 +284,19 @@ class Postgres:
 
     def _tables(self, connection: psycopg.Connection) -> list[sql.Identifier]:
         return [sql.Identifier(schema, "llm_model_requests") for schema in self._ours(connection)]
+
+
+_COLUMNS: LiteralString = "number, host, version, changed_by, changed_from, changed_at, name, value, previous"
+_LAST: LiteralString = (
+    f"SELECT DISTINCT ON (host, name) {_COLUMNS} FROM citadel.configuration ORDER BY host, name, number DESC"
+)
+# of a setting or what is below it
+_BELOW: LiteralString = "(%(name)s = '' OR name = %(name)s OR starts_with(name, %(name)s || '.'))"
+_CHANGE: LiteralString = (
+    "INSERT INTO citadel.configuration "
+    "(host, version, changed_by, changed_from, changed_at, name, value, previous) "
+    "VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
+)
 
 
 def _insert(schema: str) -> sql.Composed:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("citadel_gateway")
 
-_SCRIPT = Path(__file__).with_name("shared.lua").read_text(encoding="utf-8")
-_SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+SCRIPT = Path(__file__).with_name("shared.lua").read_text(encoding="utf-8")
+_SHA = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
 _LEASE = 15.0  # seconds without a sign after which a gateway holds nothing any more
 _BEAT = 5.0
 _UNSETTLED = 4096  # what is kept for a Redis that is away
@@ -232,7 +232,7 @@ class Shared:
 
     async def _prepare(self, connection: Connection) -> None:
         """End the lease of the connection before, and tell what happened since."""
-        await connection.call("SCRIPT", "LOAD", _SCRIPT)
+        await connection.call("SCRIPT", "LOAD", SCRIPT)
         if self.lease:
             # from here on nothing that is still on its way counts
             heard = await connection.call("GETDEL", self.lease)
