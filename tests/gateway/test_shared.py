@@ -263,7 +263,7 @@ class ByHand:
         self._script = SCRIPT.replace("redis.call('TIME')", "redis.call('HMGET', 'now', 's', 'u')")
 
     def ask(self, *words: Any) -> Any:
-        self._connection.sendall(hiredis.pack_command(words))  # type: ignore[arg-type]
+        self._connection.sendall(hiredis.pack_command(words))
         while (reply := self._reader.gets()) is False:
             self._reader.feed(self._connection.recv(1 << 16))
         if isinstance(reply, Exception):

@@ -97,14 +97,10 @@ def limit_lines(exchange: Exchange) -> bytes:
     lines = b""
     if requests is not None:
         limit = requests.limit
-        left = max(0, limit - requests.total)
-        if of_all[0] >= 0:
-            left = min(left, of_all[0])
+        left = max(0, limit - requests.total) if of_all[0] < 0 else of_all[0]
         lines = b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\n" % (limit, left)
     if tokens is not None:
         limit = tokens.limit
-        left = max(0, limit - tokens.total)
-        if of_all[1] >= 0:
-            left = min(left, of_all[1])
+        left = max(0, limit - tokens.total) if of_all[1] < 0 else of_all[1]
         lines += b"x-ratelimit-limit-tokens: %d\r\nx-ratelimit-remaining-tokens: %d\r\n" % (limit, left)
     return lines
