@@ -8,6 +8,7 @@ import random
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import hiredis
@@ -189,20 +190,23 @@ async def test_a_redis_that_stands_still_is_waited_for_once_and_told_afterwards(
 
 
 async def test_what_was_taken_before_redis_was_away_is_given_back_once(redis: RedisServer) -> None:
+    rates = Rates(requests_per_minute=10, tokens_per_minute=1000, concurrent=10)
     async with sides(redis, timeout=100.0) as (one, other):
-        held = [await one.take(100) for _ in range(4)]
+        held = [await one.take(100, rates) for _ in range(8)]
         held[0].settle(0)
-        await until(lambda: kept(redis)["tn"] == 300)
+        await until(lambda: kept(redis)["tn"] == 700)
         redis.pause()
         held[1].settle(0)  # on its way; nobody knows whether it will be heard
+        held[2].cancel()
         await until(lambda: not one.shared.redis.up)
-        held[2].settle(0)
+        held[3].settle(40)
         redis.resume()
-        await until(lambda: one.shared.redis.up and working(redis) == 1)
-        held[3].settle(0)
-        await until(lambda: (kept(redis)["tn"], working(redis)) == (0, 0))
-        assert kept(redis)["mn"] == 4
-        await other.take(1000)
+        await until(lambda: one.shared.redis.up and working(redis) == 4)
+        held[4].settle(0)
+        await until(lambda: (kept(redis)["tn"], kept(redis)["mn"], working(redis)) == (340, 7, 3))
+        await other.take(660, rates)
+        with pytest.raises(Exceeded, match="tokens"):
+            await other.take(1, rates)
 
 
 async def test_a_redis_that_forgot_everything_learns_who_works(redis: RedisServer) -> None:
@@ -292,40 +296,52 @@ def by_hand() -> Iterator[ByHand]:
         hand.close()
 
 
-STEPS = st.lists(st.tuples(st.floats(0, 40), st.integers(1, 5), st.integers(0, 6), st.booleans()), max_size=40)
+# a pause, tokens that are asked for, tokens that are used, and which of those at work ends now
+STEPS = st.lists(
+    st.tuples(st.floats(0, 40), st.integers(1, 5), st.integers(0, 5), st.none() | st.integers(0, 3)), max_size=40
+)
 
 
-@settings(max_examples=60, deadline=None)
+@dataclass
+class Taken:
+    at: float
+    second: int
+    tokens: int
+    used: int
+    requests: int = 1
+
+
+@settings(max_examples=100, deadline=None)
 @given(st.integers(1, 12), STEPS)
 def test_no_stretch_of_time_holds_more_than_the_limit(by_hand: ByHand, limit: int, steps: Any) -> None:
     """As for the counters of one gateway, and what is refused would not have fitted into a sixtieth more."""
     by_hand.begin()
     now = 1_000_000.0
     figures = (-1, limit, -1, -1, limit)
-    taken: list[tuple[float, int, int]] = []  # when, requests, tokens
-    for pause, tokens, used, back in steps:
+    taken: list[Taken] = []
+    working: list[Taken] = []
+    for pause, tokens, used, ends in steps:
         now += pause
         by_hand.at(now)
         wanted = min(tokens, limit)
         reply = by_hand.do("take", wanted, 0, 0, *figures)
-        near = [each for each in taken if each[0] > now - 62]
         if reply[0] == 0:
-            requests, amount = 1, wanted
-            if back:
-                requests, amount = (0, 0) if used == 0 else (1, min(used, wanted))
-                by_hand.do("give", reply[1], 1 - requests, wanted - amount, 0, 1, *figures)
-            taken.append((now, requests, amount))
+            taken.append(Taken(now, reply[1], wanted, min(used, wanted)))
+            working.append(taken[-1])
         else:
-            assert (
-                len(near) >= limit
-                or sum(each[1] for each in near) >= limit
-                or sum(each[2] for each in near) + wanted > limit
-            )
+            near = [each for each in taken if each.at > now - 62]
+            requests, amount = sum(each.requests for each in near), sum(each.tokens for each in near)
+            assert requests >= limit or amount + wanted > limit
             assert 0 < reply[3] <= 61_000
-        for start, *_ in taken:
-            within = [each for each in taken if start <= each[0] < start + 60]
-            assert sum(each[1] for each in within) <= limit
-            assert sum(each[2] for each in within) <= limit
+        if ends is not None and ends < len(working):
+            one = working.pop(ends)
+            back = 1 if one.used == 0 else 0
+            by_hand.do("give", one.second, back, one.tokens - one.used, 0, 1, *figures)
+            one.tokens, one.requests = one.used, one.requests - back
+        for start in taken:
+            within = [each for each in taken if start.at <= each.at < start.at + 60]
+            assert sum(each.requests for each in within) <= limit
+            assert sum(each.tokens for each in within) <= limit
     held = by_hand.ask("HGETALL", "windows")
     counts = {name.decode(): int(value) for name, value in zip(held[::2], held[1::2], strict=True)}
     for name in "mt":
