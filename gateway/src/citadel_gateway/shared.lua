@@ -63,60 +63,82 @@ local function working(key, own)
   return total
 end
 
+-- windows of a meter with the slices of now: kind, index, sum, count of the slice; and whether time has gone on
+local function look(key, figures)
+  local fields, states = {}, {}
+  for kind = 1, 4 do
+    if tonumber(ARGV[figures + kind]) >= 0 then
+      local name, index = NAMES[kind], math.floor(seconds / STEPS[kind])
+      local place = #fields
+      fields[place + 1], fields[place + 2], fields[place + 3] = name .. 'i', name .. 'n', name .. index % 61
+      states[#states + 1] = {kind, index, 0, 0}
+    end
+  end
+  if #fields == 0 then return states, true end
+  local found, slid = redis.call('HMGET', key, unpack(fields)), false
+  for place, state in ipairs(states) do
+    if tonumber(found[3 * place - 2]) == state[2] then
+      state[3], state[4] = tonumber(found[3 * place - 1]), tonumber(found[3 * place]) or 0
+    else
+      local name = NAMES[state[1]]
+      slid = true
+      state[2], state[3] = slide(key, name, STEPS[state[1]])
+      state[4] = tonumber(redis.call('HGET', key, name .. state[2] % 61)) or 0
+    end
+  end
+  return states, slid
+end
+
 -- all of it or nothing. ARGV: tokens, rate and burst of the bucket, the figures of each meter
 local function take()
   if redis.call('EXISTS', KEYS[1]) == 0 then return {2} end
   local tokens, rate, burst = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
   local meters = (#KEYS - 2) / 2
-  local found = {}
+  local found, late = {}, {}
   for meter = 1, meters do
-    local windows, workers, at = KEYS[2 * meter + 1], KEYS[2 * meter + 2], 5 * meter - 1
-    local most = tonumber(ARGV[at + 1])
+    local windows, workers, figures = KEYS[2 * meter + 1], KEYS[2 * meter + 2], 5 * meter
+    local most = tonumber(ARGV[figures])
     if most >= 0 and working(workers, KEYS[1]) >= most then return {1, meter - 1, 0, 1000} end
-    local states = {}
-    for kind = 1, 4 do
-      local limit = tonumber(ARGV[at + 1 + kind])
-      if limit >= 0 then
-        local index, total = slide(windows, NAMES[kind], STEPS[kind])
-        local wanted = kind == 4 and tokens or 1
-        local left = limit - total
-        -- what is larger than the whole window may still go when the window is empty
-        if left < wanted and (kind < 4 or left < limit) then
-          local missing = math.min(wanted, limit) - left
-          return {1, meter - 1, kind, room_in(windows, NAMES[kind], STEPS[kind], index, missing)}
-        end
-        states[kind] = {index, wanted, left - wanted}
+    local states, slid = look(windows, figures)
+    for _, state in ipairs(states) do
+      local kind, limit = state[1], tonumber(ARGV[figures + state[1]])
+      local wanted, left = kind == 4 and tokens or 1, limit - state[3]
+      -- what is larger than the whole window may still go when the window is empty
+      if left < wanted and (kind < 4 or left < limit) then
+        local missing = math.min(wanted, limit) - left
+        return {1, meter - 1, kind, room_in(windows, NAMES[kind], STEPS[kind], state[2], missing)}
       end
     end
-    found[meter] = states
+    found[meter], late[meter] = states, slid
   end
   if burst > 0 then
-    local held = redis.call('HMGET', KEYS[2], 'level', 'at')
+    local held = redis.call('GET', KEYS[2]) or ''
+    local level, since = string.match(held, '^(%S+) (%S+)$')
     local now = seconds + micro / 1e6
-    local since = tonumber(held[2]) or now
-    local level = math.min(burst, (tonumber(held[1]) or burst) + math.max(0, now - since) * rate / 60)
+    level, since = tonumber(level) or burst, tonumber(since) or now
+    level = math.min(burst, level + math.max(0, now - since) * rate / 60)
     if level < 1 then return {1, -1, 0, math.ceil((1 - level) * 60000 / rate)} end
-    local at = string.format('%.6f', math.max(now, since))
-    redis.call('HSET', KEYS[2], 'level', string.format('%.6f', level - 1), 'at', at)
-    redis.call('EXPIRE', KEYS[2], 3600)
+    redis.call('SET', KEYS[2], string.format('%.6f %.6f', level - 1, math.max(now, since)), 'EX', 3600)
   end
   local requests, left = -1, -1 -- of the last meter, the client's own
   for meter = 1, meters do
-    local windows, workers = KEYS[2 * meter + 1], KEYS[2 * meter + 2]
-    local longest = 0
+    local windows, workers, figures = KEYS[2 * meter + 1], KEYS[2 * meter + 2], 5 * meter
+    local values, longest = {}, 0
     requests, left = -1, -1
-    for kind = 1, 4 do
-      local state = found[meter][kind]
-      if state then
-        add(windows, NAMES[kind], state[1], state[2])
-        longest = math.max(longest, STEPS[kind])
-        if kind == 4 then left = math.max(state[3], 0) elseif requests < 0 then requests = state[3] end
-      end
+    for _, state in ipairs(found[meter]) do
+      local kind, index, total, count = unpack(state)
+      local wanted, place, name = kind == 4 and tokens or 1, #values, NAMES[kind]
+      values[place + 1], values[place + 2] = name .. 'n', total + wanted
+      values[place + 3], values[place + 4] = name .. index % 61, count + wanted
+      longest = math.max(longest, STEPS[kind])
+      local rest = math.max(0, tonumber(ARGV[figures + kind]) - total - wanted)
+      if kind == 4 then left = rest elseif requests < 0 then requests = rest end
     end
-    if longest > 0 then keep(windows, longest) end
-    if tonumber(ARGV[5 * meter]) >= 0 then
+    if longest > 0 then redis.call('HSET', windows, unpack(values)) end
+    if longest > 0 and late[meter] then keep(windows, longest) end
+    if tonumber(ARGV[figures]) >= 0 then
       redis.call('HINCRBY', workers, KEYS[1], 1)
-      redis.call('EXPIRE', workers, 86400)
+      if late[meter] then redis.call('EXPIRE', workers, 86400) end
     end
   end
   return {0, seconds, requests, left}
@@ -147,8 +169,10 @@ local function give()
     end
   end
   if burst > 0 and at > 0 and tonumber(ARGV[3]) > 0 then
-    local level = tonumber(redis.call('HGET', KEYS[2], 'level'))
-    if level then redis.call('HSET', KEYS[2], 'level', string.format('%.6f', math.min(burst, level + 1))) end
+    local level, since = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+) (%S+)$')
+    if level then
+      redis.call('SET', KEYS[2], string.format('%.6f %s', math.min(burst, level + 1), since), 'EX', 3600)
+    end
   end
   return 1
 end

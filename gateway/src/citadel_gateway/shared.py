@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import logging
 import time
@@ -42,6 +43,7 @@ _GRANTED, _REFUSED = 0, 1
 _RAN_OUT = "its lease ran out"
 
 
+@functools.lru_cache(maxsize=10_000)
 def names(key: tuple[str, ...]) -> tuple[str, str]:
     """Where a meter's windows are, and who works now. A user's name begins with `key:` or `address:`."""
     kind, who, *model = key
