@@ -217,9 +217,9 @@ class Redis:
         try:
             async with asyncio.timeout(_CONNECT):
                 connection = await self._connect()
-                await self._greet(connection)
-                if self._prepare is not None:
-                    await self._prepare(connection)
+            await self._greet(connection)
+            if self._prepare is not None:
+                await self._prepare(connection)
         except TimeoutError:
             reason = f"no connection within {_CONNECT:g} s"
         except (OSError, Away, hiredis.HiredisError, UnicodeDecodeError) as error:
