@@ -100,11 +100,15 @@ def _hold_the_loop(seconds: float) -> None:
     time.sleep(seconds)
 
 
-async def test_a_password_is_read_from_its_file_and_a_wrong_one_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["password", "{}/password"])
+async def test_a_password_is_read_from_its_file_and_a_wrong_one_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
     secret = tmp_path / "password"
     secret.write_text("wrong\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     with redis_server("--requirepass", "right") as server:
-        client = Redis(Settings(address=server.address, password_file=str(secret), database=3))
+        client = Redis(Settings(address=server.address, password_file=file.format(tmp_path), database=3))
         client.start()
         try:
             await until(lambda: "WRONGPASS" in client.reason)

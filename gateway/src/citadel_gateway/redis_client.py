@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import ssl
 import time
@@ -126,7 +127,8 @@ class Connection(asyncio.Protocol):
 
 
 def _secret(path: str) -> str:
-    return Path(path).read_text(encoding="utf-8").strip()
+    """Of a file; one without a folder is in the one that systemd gives the unit."""
+    return Path(os.environ.get("CREDENTIALS_DIRECTORY", ""), path).read_text(encoding="utf-8").strip()
 
 
 class Redis:
