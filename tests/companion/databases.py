@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -14,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-import pytest
 
 from citadel_companion.config import Config, Database
 from citadel_companion.postgres import Postgres
@@ -83,19 +78,3 @@ class Cluster:
                 return connection.execute(tables.encode()).fetchall()
 
         yield Opened(lambda: Postgres(config, database), ids)
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Cluster]:
-    user = "postgres" if os.geteuid() == 0 else None
-    folder = Path(tempfile.mkdtemp(prefix="citadel-postgres-", dir="/var/tmp"))
-    if user:
-        owner = pwd.getpwnam(user)
-        os.chown(folder, owner.pw_uid, owner.pw_gid)
-    cluster = Cluster(folder, user)
-    try:
-        cluster.start()
-        yield cluster
-        cluster.stop()
-    finally:
-        shutil.rmtree(folder)

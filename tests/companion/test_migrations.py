@@ -11,7 +11,7 @@ from citadel_companion.migrate import Migration, MigrationError, migrate, migrat
 from citadel_companion.postgres import Postgres
 from citadel_companion.records import Row, row_of
 from citadel_companion.store import StoreError
-from tests.companion.databases import Cluster, postgres  # noqa: F401 - a fixture
+from tests.companion.databases import Cluster
 from tests.companion.test_shipping import told
 
 DOCUMENTED = {
@@ -34,7 +34,7 @@ def opened(cluster: Cluster, name: str, folder: Path) -> Postgres:
     return Postgres(config, config.database)
 
 
-def test_the_tables_have_the_documents_columns(postgres: Cluster, tmp_path: Path) -> None:  # noqa: F811
+def test_the_tables_have_the_documents_columns(postgres: Cluster, tmp_path: Path) -> None:
     name = postgres.database()
     store = opened(postgres, name, tmp_path)
     assert store.prepare() == [one.name for one in migrations()]
@@ -51,7 +51,7 @@ def test_the_tables_have_the_documents_columns(postgres: Cluster, tmp_path: Path
             assert [name for name, _ in rows] == list(Row._fields)
 
 
-def test_two_that_migrate_at_once_do_it_once(postgres: Cluster) -> None:  # noqa: F811
+def test_two_that_migrate_at_once_do_it_once(postgres: Cluster) -> None:
     name = postgres.database()
 
     def one(_: int) -> list[str]:
@@ -63,7 +63,7 @@ def test_two_that_migrate_at_once_do_it_once(postgres: Cluster) -> None:  # noqa
     assert sorted(done) == [one.name for one in migrations()]
 
 
-def test_an_edited_migration_is_refused_and_a_failed_one_leaves_nothing(postgres: Cluster) -> None:  # noqa: F811
+def test_an_edited_migration_is_refused_and_a_failed_one_leaves_nothing(postgres: Cluster) -> None:
     first = Migration(1, "0001_a.sql", "CREATE TABLE citadel.a (b INTEGER)")
     broken = Migration(2, "0002_b.sql", "CREATE TABLE citadel.c (d INTEGER); SELECT nothing_of_the_kind()")
     with postgres.connect(postgres.database()) as connection:
@@ -76,7 +76,7 @@ def test_an_edited_migration_is_refused_and_a_failed_one_leaves_nothing(postgres
             migrate(connection, [edited])
 
 
-def test_a_table_of_somebody_else_is_not_taken(postgres: Cluster, tmp_path: Path) -> None:  # noqa: F811
+def test_a_table_of_somebody_else_is_not_taken(postgres: Cluster, tmp_path: Path) -> None:
     name = postgres.database()
     with postgres.connect(name) as connection:
         connection.execute("CREATE SCHEMA phi3")
@@ -92,7 +92,7 @@ def test_a_table_of_somebody_else_is_not_taken(postgres: Cluster, tmp_path: Path
         assert connection.execute("SELECT theirs FROM phi3.llm_model_requests").fetchall() == [("precious",)]
 
 
-def test_a_model_that_comes_later_gets_a_schema_of_its_own(postgres: Cluster, tmp_path: Path) -> None:  # noqa: F811
+def test_a_model_that_comes_later_gets_a_schema_of_its_own(postgres: Cluster, tmp_path: Path) -> None:
     name = postgres.database()
     store = opened(postgres, name, tmp_path)
     store.prepare()
@@ -102,7 +102,7 @@ def test_a_model_that_comes_later_gets_a_schema_of_its_own(postgres: Cluster, tm
         assert connection.execute("SELECT count(*) FROM new_model_7b.llm_model_requests").fetchone() == (1,)
 
 
-def test_aggregates_are_computed_once_for_each_period(postgres: Cluster, tmp_path: Path) -> None:  # noqa: F811
+def test_aggregates_are_computed_once_for_each_period(postgres: Cluster, tmp_path: Path) -> None:
     from datetime import UTC, datetime
 
     name = postgres.database()

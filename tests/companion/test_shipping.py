@@ -7,20 +7,16 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from citadel_companion.config import Config
-from citadel_companion.embedded import Embedded
 from citadel_companion.records import Row, row_of
 from citadel_companion.shipping import Shipper
 from citadel_companion.store import Feedback, Store, StoreError
 from citadel_gateway import spool
-from tests.companion.databases import Opened, postgres  # noqa: F401 - a fixture
+from tests.companion.databases import Opened
 
 MODELS = ("phi-3-mini", "mixtral-8x7b")
 
@@ -57,26 +53,6 @@ def segment(folder: Path, records: Sequence[dict[str, Any]], old: float = 0.0) -
     lines = [json.dumps(record).encode() for record in records]
     path.write_bytes(b"".join(b"%08x %b\n" % (zlib.crc32(line), line) for line in lines))
     return path
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opened]:
-    """A store of each kind, and a way to count what is in it."""
-    if request.param == "postgresql":
-        yield from request.getfixturevalue("postgres").fresh(tmp_path)
-        return
-    config = Config(socket="", state=str(tmp_path / "state"), spool=str(tmp_path))
-    store = Embedded(config)
-    yield Opened(lambda: Embedded(config), lambda: store._run("SELECT request_id FROM llm_model_requests"))
-    store.close()
-
-
-@pytest.fixture
-def store(opened: Opened) -> Iterator[Store]:
-    store = opened.another()
-    store.prepare()
-    yield store
-    store.close()
 
 
 def shipper(folder: Path, store: Store) -> Shipper:

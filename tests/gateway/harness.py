@@ -221,6 +221,7 @@ async def running(
         path.write_text(yaml.safe_dump(config, sort_keys=False))
         bind = dict.fromkeys(("api", "management", "health", "export"), "127.0.0.1:0")
         bind["management_socket"] = str(folder / "management.sock")
+        bind["inner"] = str(folder / "inner.sock")
         process = Process(configuration.load(path), path, bind)
         await process.start()
         stack.push_async_callback(process.stop)

@@ -28,6 +28,7 @@ TOLD = {
     "companion_releases": "/opt/citadel/releases",
     "companion_user": "citadel-companion",
     "companion_socket": "/run/citadel-companion/companion.sock",
+    "companion_gateway": "/run/citadel-gateway/inner.sock",
     "companion_spool": "/var/lib/citadel-usage",
     "companion_state": "/var/lib/citadel-companion",
 }

@@ -155,6 +155,7 @@ def test_in_production_few_ports_are_open_and_clients_come_by_tls(tmp_path: Path
         "units/citadel-gateway-health.socket": "127.0.0.1:8080",
         "units/citadel-gateway-management.socket": "127.0.0.1:8002",
         "units/citadel-gateway-management-socket.socket": "/run/citadel-gateway/management.sock",
+        "units/citadel-gateway-inner.socket": "/run/citadel-gateway/inner.sock",
     }
     tls = parse(closed["config/gateway.yml"]).server.tls
     assert tls and tls.model_dump() == pair

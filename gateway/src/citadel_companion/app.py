@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Header, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
@@ -17,18 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from citadel_companion import __version__
 from citadel_companion.config import Config
+from citadel_companion.services import Asker, Problem, Services, asker
 from citadel_companion.shipping import Shipper
-from citadel_companion.store import Feedback, StoreError, opened
+from citadel_companion.store import Feedback, opened
 
 MOST_DAYS = 366
-
-
-class Problem(Exception):
-    """Told to the client in OpenAI's shape."""
-
-    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message, self.param = status, code, message, param
 
 
 class GivenFeedback(BaseModel):
@@ -42,28 +35,20 @@ class GivenFeedback(BaseModel):
 
 
 def application(config: Config) -> FastAPI:
-    asking = opened(config)  # a connection of its own, so that nobody waits for a batch of the shipper's
+    services = Services(config, opened(config))  # a connection of its own: nobody waits for a batch of the shipper's
     shipper = Shipper(Path(config.spool), opened(config), config.retention.model_dump())
-    turn = asyncio.Lock()
+    kept, store = services.kept, services.store
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         shipper.start()
         yield
         await asyncio.to_thread(shipper.stop)
-        asking.close()
+        await services.close()
+        store.close()
 
     app = FastAPI(title="Citadel companion", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.shipper = shipper
-
-    async def kept(work: Callable[..., Any], *values: Any) -> Any:
-        async with turn:
-            try:
-                return await asyncio.to_thread(work, *values)
-            except StoreError as error:
-                raise Problem(
-                    503, "store_unavailable", "What is kept cannot be read now; models are not affected."
-                ) from error
 
     @app.exception_handler(Problem)
     async def told(_: Request, problem: Problem) -> JSONResponse:
@@ -92,27 +77,33 @@ def application(config: Config) -> FastAPI:
 
     @app.get("/v1/usage")
     async def usage(
-        user: Annotated[str, Depends(principal)],
+        who: Annotated[Asker, Depends(asker)],
         days: Annotated[float, Query(gt=0, le=MOST_DAYS)] = 30,
     ) -> dict[str, Any]:
         """What the one who asks has used, by model."""
         until = datetime.now(UTC)
         since = until - timedelta(days=days)
-        data = await kept(asking.usage, user, since, until)
-        return {"object": "list", "user": user, "since": since.isoformat(), "until": until.isoformat(), "data": data}
+        data = await kept(store.usage, who.user, since, until)
+        return {
+            "object": "list",
+            "user": who.user,
+            "since": since.isoformat(),
+            "until": until.isoformat(),
+            "data": data,
+        }
 
     @app.post("/v1/feedback")
-    async def feedback(given: GivenFeedback, user: Annotated[str, Depends(principal)]) -> dict[str, Any]:
+    async def feedback(given: GivenFeedback, who: Annotated[Asker, Depends(asker)]) -> dict[str, Any]:
         """Of a request of one's own; given again, it replaces what was said before."""
         if given.satisfaction_score is None and given.accuracy_feedback is None:
             raise Problem(400, "nothing_given", "Give satisfaction_score (1 to 10) or accuracy_feedback (0 to 1).")
-        model = await kept(asking.model_of, user, given.request_id)
+        model = await kept(store.model_of, who.user, given.request_id)
         if model is None:
             raise Problem(
                 404, "request_not_found", f"You have no request {given.request_id!r} that is known yet.", "request_id"
             )
         said = given.model_dump(exclude={"request_id"})
-        await kept(asking.give, Feedback(user_id=user, visible_id=given.request_id, **said), model)
+        await kept(store.give, Feedback(user_id=who.user, visible_id=given.request_id, **said), model)
         return {"object": "feedback", "request_id": given.request_id, "model": model, **said}
 
     @app.get("/metrics")
@@ -120,15 +111,6 @@ def application(config: Config) -> FastAPI:
         return PlainTextResponse(generate_latest(figures(shipper)), media_type="text/plain; version=0.0.4")
 
     return app
-
-
-async def principal(
-    x_citadel_principal: Annotated[str, Header()] = "", x_citadel_address: Annotated[str, Header()] = ""
-) -> str:
-    """Who asks, as the gateway has found; nobody else sets that header, and nobody else reaches the socket."""
-    if not x_citadel_principal:
-        raise Problem(401, "unknown_principal", "The gateway has not said who asks.")
-    return x_citadel_principal
 
 
 def figures(shipper: Shipper) -> CollectorRegistry:

@@ -46,6 +46,7 @@ class Retention(Section):
 
 class Config(Section):
     socket: str
+    gateway: str | None = None  # its socket for what is asked of models in the name of a client
     state: str  # folder of the embedded database and of what is half done
     spool: str
     database: Database | None = None

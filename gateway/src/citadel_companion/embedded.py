@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from citadel_companion.config import Config
 from citadel_companion.records import Row
-from citadel_companion.store import Feedback, StoreError
+from citadel_companion.store import Feedback, StoreError, Thing
 
 TABLES = f"""
 CREATE TABLE IF NOT EXISTS llm_model_requests ({", ".join(Row._fields)}, PRIMARY KEY (request_id)) WITHOUT ROWID;
@@ -20,7 +21,12 @@ CREATE INDEX IF NOT EXISTS of_time ON llm_model_requests (timestamp);
 CREATE TABLE IF NOT EXISTS feedback (
     {", ".join(Feedback._fields)}, model_name, given_at DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (user_id, visible_id)
 );
+CREATE TABLE IF NOT EXISTS things ({", ".join(Thing._fields)}, PRIMARY KEY (kind, id)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS things_of_owner ON things (kind, owner, created_at, id);
+CREATE INDEX IF NOT EXISTS things_by_expiry ON things (expires_at);
 """
+
+_VALID = "(expires_at IS NULL OR expires_at > ?)"
 
 
 class Embedded:
@@ -85,19 +91,54 @@ class Embedded:
         fields = f"{', '.join(Feedback._fields)}, model_name"
         self._run(f"INSERT OR REPLACE INTO feedback ({fields}) VALUES ({marks})", (*feedback, model))
 
+    def put(self, thing: Thing) -> None:
+        expires = _text(thing.expires_at) if thing.expires_at is not None else None
+        told = (thing.kind, thing.id, thing.owner, _text(thing.created_at), expires, json.dumps(thing.body))
+        self._run(
+            "INSERT INTO things VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (kind, id) DO UPDATE SET "
+            "created_at = excluded.created_at, expires_at = excluded.expires_at, body = excluded.body "
+            "WHERE owner = excluded.owner",
+            told,
+        )
+
+    def get(self, kind: str, ident: str, owner: str) -> Thing | None:
+        rows = self._run(
+            f"SELECT * FROM things WHERE kind = ? AND id = ? AND owner = ? AND {_VALID}",
+            (kind, ident, owner, _text(datetime.now(UTC))),
+        )
+        return _thing(rows[0]) if rows else None
+
+    def listed(self, kind: str, owner: str | None, after: str | None = None, limit: int = 100) -> list[Thing]:
+        told = {"kind": kind, "owner": owner, "now": _text(datetime.now(UTC)), "after": after, "limit": limit}
+        rows = self._run(
+            "SELECT * FROM things WHERE kind = :kind AND (:owner IS NULL OR owner = :owner) "
+            "AND (expires_at IS NULL OR expires_at > :now) AND (:after IS NULL OR (created_at, id) < "
+            "(SELECT created_at, id FROM things WHERE kind = :kind AND id = :after)) "
+            "ORDER BY created_at DESC, id DESC LIMIT :limit",
+            told,
+        )
+        return [_thing(row) for row in rows]
+
+    def drop(self, kind: str, ident: str, owner: str) -> bool:
+        rows = self._run(
+            "DELETE FROM things WHERE kind = ? AND id = ? AND owner = ? RETURNING id", (kind, ident, owner)
+        )
+        return bool(rows)
+
     def aggregate(self, now: datetime) -> None:
         """A file is small enough to be asked each time."""
 
     def expire(self, now: datetime, retention: Mapping[str, int]) -> None:
         before = (now - timedelta(days=retention["requests"])).isoformat()
         self._run("DELETE FROM llm_model_requests WHERE timestamp < ?", (before,))
+        self._run("DELETE FROM things WHERE expires_at <= ?", (_text(now),))
 
     def forget(self, user: str) -> int:
         try:
             with self._open as connection:
                 before = connection.total_changes
-                for table in ("llm_model_requests", "feedback"):
-                    connection.execute(f"DELETE FROM {table} WHERE user_id = ?", (user,))
+                for table, column in (("llm_model_requests", "user_id"), ("feedback", "user_id"), ("things", "owner")):
+                    connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (user,))
                 return connection.total_changes - before
         except sqlite3.Error as error:
             self.close()
@@ -107,3 +148,14 @@ class Embedded:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _text(moment: datetime) -> str:
+    """As text, moments of one zone are in their order."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def _thing(row: Sequence[Any]) -> Thing:
+    kind, ident, owner, created, expires, body = row
+    until = datetime.fromisoformat(expires) if expires is not None else None
+    return Thing(kind, ident, owner, datetime.fromisoformat(created), until, json.loads(body))

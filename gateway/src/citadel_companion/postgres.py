@@ -6,15 +6,16 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from citadel_companion.config import Config, Database, schema_of
 from citadel_companion.migrate import MigrationError, migrate, said
 from citadel_companion.records import Row
-from citadel_companion.store import Feedback, StoreError
+from citadel_companion.store import Feedback, StoreError, Thing
 
 Result = TypeVar("Result")
 PERIODS = (300, 3600, 86_400, 604_800)  # seconds
@@ -106,6 +107,39 @@ class Postgres:
         )
         self._do(lambda connection: connection.execute(statement.encode(), (*feedback, model)))
 
+    def put(self, thing: Thing) -> None:
+        statement = (
+            "INSERT INTO citadel.things VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (kind, id) DO UPDATE SET "
+            "created_at = excluded.created_at, expires_at = excluded.expires_at, body = excluded.body "
+            "WHERE things.owner = excluded.owner"
+        )
+        self._do(lambda connection: connection.execute(statement, (*thing[:5], Jsonb(thing.body))))
+
+    def get(self, kind: str, ident: str, owner: str) -> Thing | None:
+        found = self._things("kind = %(kind)s AND id = %(id)s AND owner = %(owner)s", kind=kind, id=ident, owner=owner)
+        return found[0] if found else None
+
+    def listed(self, kind: str, owner: str | None, after: str | None = None, limit: int = 100) -> list[Thing]:
+        of = "kind = %(kind)s"
+        if owner is not None:
+            of += " AND owner = %(owner)s"
+        if after is not None:
+            of += " AND (created_at, id) < (SELECT created_at, id FROM citadel.things "
+            of += "WHERE kind = %(kind)s AND id = %(id)s)"
+        return self._things(of, limit, kind=kind, owner=owner, id=after)
+
+    def _things(self, of: LiteralString, limit: int = 1, **told: Any) -> list[Thing]:
+        question = (
+            f"SELECT kind, id, owner, created_at, expires_at, body FROM citadel.things WHERE {of} "
+            "AND (expires_at IS NULL OR expires_at > now()) ORDER BY created_at DESC, id DESC LIMIT %(limit)s"
+        )
+        rows = self._do(lambda connection: connection.execute(question, {**told, "limit": limit}).fetchall())
+        return [Thing(*row) for row in rows]
+
+    def drop(self, kind: str, ident: str, owner: str) -> bool:
+        statement = "DELETE FROM citadel.things WHERE kind = %s AND id = %s AND owner = %s"
+        return bool(self._do(lambda connection: connection.execute(statement, (kind, ident, owner)).rowcount))
+
     def aggregate(self, now: datetime) -> None:
         def work(connection: psycopg.Connection) -> None:
             for table in self._tables(connection):
@@ -134,6 +168,7 @@ class Postgres:
                         self._partitions.clear()
                 table = sql.Identifier(schema, "llm_model_requests")
                 connection.execute(sql.SQL("DELETE FROM {} WHERE timestamp < %s").format(table), (before,))
+            connection.execute("DELETE FROM citadel.things WHERE expires_at <= %s", (now,))
             connection.execute(
                 "DELETE FROM public.llm_model_performance WHERE timestamp < %s AND period_seconds < 86400",
                 (now - timedelta(days=retention["aggregates"]),),
@@ -148,6 +183,7 @@ class Postgres:
     def forget(self, user: str) -> int:
         def work(connection: psycopg.Connection) -> int:
             gone = connection.execute("DELETE FROM citadel.feedback WHERE user_id = %s", (user,)).rowcount
+            gone += connection.execute("DELETE FROM citadel.things WHERE owner = %s", (user,)).rowcount
             for table in self._tables(connection):
                 gone += connection.execute(sql.SQL("DELETE FROM {} WHERE user_id = %s").format(table), (user,)).rowcount
             return gone

@@ -27,6 +27,17 @@ class Feedback(NamedTuple):
     comment: str | None
 
 
+class Thing(NamedTuple):
+    """What is kept for a client under an id: a response, a file, a batch."""
+
+    kind: str
+    id: str
+    owner: str
+    created_at: datetime
+    expires_at: datetime | None
+    body: dict[str, Any]
+
+
 class Store(Protocol):
     """Used by one thread at a time."""
 
@@ -44,10 +55,23 @@ class Store(Protocol):
 
     def give(self, feedback: Feedback, model: str) -> None: ...
 
+    def put(self, thing: Thing) -> None:
+        """New, or in the place of the owner's own of that kind and id."""
+
+    def get(self, kind: str, ident: str, owner: str) -> Thing | None:
+        """Its owner's only, and until it expires."""
+
+    def listed(self, kind: str, owner: str | None, after: str | None = None, limit: int = 100) -> list[Thing]:
+        """The newest first, from the one behind `after` on; everybody's without an owner."""
+
+    def drop(self, kind: str, ident: str, owner: str) -> bool:
+        """Whether it was there."""
+
     def aggregate(self, now: datetime) -> None:
         """The figures of periods that are over, once more or for the first time."""
 
-    def expire(self, now: datetime, retention: Mapping[str, int]) -> None: ...
+    def expire(self, now: datetime, retention: Mapping[str, int]) -> None:
+        """Requests, figures and things whose time is over."""
 
     def forget(self, user: str) -> int:
         """All that is kept of somebody: how many rows that were."""

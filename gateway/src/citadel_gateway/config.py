@@ -91,6 +91,7 @@ class Listen(Section):
     health: Address | None = None
     export: Address | None = None
     management_socket: str | None = None
+    inner: str | None = None
 
 
 class Cors(Section):

@@ -42,11 +42,7 @@ class Front:
     def api(self) -> Routes:
         gateway = self._gateway
         routes = self._with_health(metrics=gateway.config.profile == "development")
-        for name, endpoint in ENDPOINTS.items():
-            routes.add("POST", endpoint.path, self._to_models(name))
-        models = self.built_in("models", self._models)
-        routes.add("GET", "/v1/models", models)
-        routes.add("GET", "/v1/models/*", models)
+        self._add_models(routes)
         routes.add("GET", "/docs", self.built_in(_NO_ENDPOINT, self._documentation))
         routes.add("GET", "/openapi.json", self.built_in(_NO_ENDPOINT, self._documentation))
         if gateway.config.companion is not None:
@@ -56,6 +52,24 @@ class Front:
             for path in gateway.config.companion.routes:
                 routes.add("GET POST PUT PATCH DELETE", path, self.built_in("companion", companion))
         return routes
+
+    def inner(self) -> Callable[[Cycle], Awaitable[None]]:
+        """The models for the companion, which asks in the names of clients that the gateway has told it."""
+        routes = Routes(self._refused, self._preflight)
+        self._add_models(routes)
+
+        def serve(cycle: Cycle) -> Awaitable[None]:
+            cycle.vouched = True
+            return routes.serve(cycle)
+
+        return serve
+
+    def _add_models(self, routes: Routes) -> None:
+        for name, endpoint in ENDPOINTS.items():
+            routes.add("POST", endpoint.path, self._to_models(name))
+        models = self.built_in("models", self._models)
+        routes.add("GET", "/v1/models", models)
+        routes.add("GET", "/v1/models/*", models)
 
     def health(self) -> Routes:
         return self._with_health(metrics=True)
@@ -183,7 +197,7 @@ class Front:
 
     async def _models(self, exchange: Exchange) -> None:
         gateway = self._gateway
-        exchange.principal = gateway.identity.establish(exchange.headers, exchange.address)
+        exchange.principal = gateway.identity.of(exchange)
         allowed = exchange.principal.models
         name = exchange.path.removeprefix("/v1/models").strip("/")
         if name:

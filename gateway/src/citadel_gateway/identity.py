@@ -165,6 +165,11 @@ class Identity:
             self._anonymous[address] = principal
         return principal
 
+    def of(self, exchange: Exchange) -> Principal:
+        if exchange.client.vouched:
+            return self._vouched(exchange)
+        return self.establish(exchange.headers, exchange.address)
+
     def administrator(self, exchange: Exchange) -> str:
         """Who asks for what is an administrator's only; nobody else gets past here."""
         principal = exchange.principal = self.establish(exchange.headers, exchange.address)
@@ -194,17 +199,29 @@ class Identity:
             if key is None:
                 self.wrong.note(address)
                 raise Refusal(401, "invalid_api_key", "This API key does not exist.")
-            principal = self._principal(f"key:{key.id}", key.name, key.role, key.tier, models=key.models)
-            known = key, principal
+            known = key, self._of_key(key)
             self._principals[credential] = known
             self._proven.add(credential)
         key, principal = known
-        if key.revoked is not None:
-            raise Refusal(401, "revoked_api_key", "This API key has been revoked.")
-        if key.expires is not None and time.time() >= key.expires:
-            raise Refusal(401, "expired_api_key", "This API key has expired.")
+        _check_usable(key)
         self.keys.used(key.id)
         return principal
+
+    def _vouched(self, exchange: Exchange) -> Principal:
+        """Whom the companion was told, a moment or days ago: a key may have been revoked meanwhile."""
+        headers = exchange.headers
+        exchange.address = headers.get(b"x-citadel-address", b"").decode("latin-1")
+        sort, _, name = headers.get(b"x-citadel-principal", b"").decode("latin-1").partition(":")
+        if sort != "key":
+            return self.establish({}, name)
+        key = self.keys.get(name)
+        if key is None:
+            raise Refusal(401, "invalid_api_key", "This API key does not exist any more.")
+        _check_usable(key)
+        return self._of_key(key)
+
+    def _of_key(self, key: Key) -> Principal:
+        return self._principal(f"key:{key.id}", key.name, key.role, key.tier, models=key.models)
 
     def _principal(
         self, ident: str, name: str, role: str, tier_name: str, *, anonymous: bool = False, models: tuple[str, ...] = ()
@@ -213,3 +230,10 @@ class Identity:
         tier = self._tiers.get(tier_name) or self._tiers["default"]
         highest = PRIORITIES.index("critical" if role == "admin" else tier.max_priority)
         return Principal(ident, name, role, tier_name, tier, anonymous, models, highest)
+
+
+def _check_usable(key: Key) -> None:
+    if key.revoked is not None:
+        raise Refusal(401, "revoked_api_key", "This API key has been revoked.")
+    if key.expires is not None and time.time() >= key.expires:
+        raise Refusal(401, "expired_api_key", "This API key has expired.")

@@ -80,6 +80,7 @@ class Cycle:
         self.headers = headers
         self.keep_alive = False
         self.gone = False  # the client
+        self.vouched = False  # by the companion, which says in whose name it asks
         self.refusal: Refusal | None = None  # why it cannot be served, if that is known already
         # the request's body
         self.parts: list[bytes] = []

@@ -27,7 +27,7 @@ from citadel_gateway.tls import Certificate
 if TYPE_CHECKING:
     from citadel_gateway.config import Config
     from citadel_gateway.exchange import Exchange
-    from citadel_gateway.routes import Routes
+    from citadel_gateway.protocol import Cycle
 
 logger = logging.getLogger("citadel_gateway")
 
@@ -73,20 +73,22 @@ class Process:
         front = Front(gateway)
         late = _Late()
         for name, sock in sockets.items():
-            routes: Routes
+            serve: Callable[[Cycle], Awaitable[None]]
             context = None
             if name == "api":
-                routes = front.api()
+                serve = front.api().serve
                 context = self._certificate.context if self._certificate is not None else None
             elif name == "health":
-                routes = front.health()
+                serve = front.health().serve
             elif name == "export":
-                routes = front.export()
+                serve = front.export().serve
+            elif name == "inner":
+                serve = front.inner()
             else:
                 trusted = name == "management_socket"
-                routes = front.management(functools.partial(late, trusted=trusted), trusted=trusted)
+                serve = front.management(functools.partial(late, trusted=trusted), trusted=trusted).serve
             budget = gateway.budgets[name] = Budget(settings, gateway.connections, side=name != "api")
-            listener = Listener(sock, routes.serve, budget, context)
+            listener = Listener(sock, serve, budget, context)
             self._listeners.append(listener)
             await listener.open()
             where = sock.getsockname()

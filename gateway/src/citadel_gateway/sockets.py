@@ -10,7 +10,8 @@ from pathlib import Path
 
 from citadel_gateway.config import Listen, split_address
 
-NAMES = ("api", "management", "health", "export", "management_socket")
+UNIX = ("management_socket", "inner")
+NAMES = ("api", "management", "health", "export", *UNIX)
 _FIRST = 3  # SD_LISTEN_FDS_START
 _BACKLOG = 1024
 
@@ -50,7 +51,7 @@ def parse_bind(values: list[str]) -> dict[str, str]:
         name = name if separator else "api"
         if name not in NAMES:
             raise ListenError(f"--bind {value}: {name!r} is not one of {', '.join(NAMES)}")
-        if name != "management_socket":
+        if name not in UNIX:
             try:
                 split_address(address)
             except ValueError as error:
@@ -67,12 +68,12 @@ def open_all(listen: Listen, bind: dict[str, str], environment: MutableMapping[s
         opened = from_systemd(environment)
         wanted = {name: getattr(listen, name) for name in NAMES}
         if opened:
-            # what systemd does not hand over is off, except the socket on the file system
-            wanted = {"management_socket": listen.management_socket}
+            # what systemd does not hand over is off, except sockets on the file system
+            wanted = {name: getattr(listen, name) for name in UNIX}
     for name, where in wanted.items():
         if where is None or name in opened:
             continue
-        opened[name] = _unix(where) if name == "management_socket" else _tcp(name, where)
+        opened[name] = _unix(name, where) if name in UNIX else _tcp(name, where)
     if "api" not in opened:
         raise ListenError("there is no socket for the API; set listen.api, give --bind, or name a socket unit 'api'")
     return opened
@@ -95,13 +96,13 @@ def _tcp(name: str, address: str) -> socket.socket:
     return sock
 
 
-def _unix(path: str) -> socket.socket:
+def _unix(name: str, path: str) -> socket.socket:
     """A socket for the owner and the group; one left by a process that died is replaced, another thing is not."""
     target = Path(path)
     try:
         if target.exists():
             if not stat.S_ISSOCK(target.stat().st_mode):
-                raise ListenError(f"management_socket: {path} is not a socket; remove it or choose another path")
+                raise ListenError(f"{name}: {path} is not a socket; remove it or choose another path")
             target.unlink()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         before = os.umask(0o117)
@@ -111,6 +112,6 @@ def _unix(path: str) -> socket.socket:
             os.umask(before)
         sock.listen(_BACKLOG)
     except OSError as error:
-        raise ListenError(f"management_socket: cannot listen on {path}: {error.strerror}") from None
+        raise ListenError(f"{name}: cannot listen on {path}: {error.strerror}") from None
     sock.setblocking(False)
     return sock

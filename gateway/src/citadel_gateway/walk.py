@@ -66,7 +66,7 @@ class Walk:
         there leaves its exception, and all that this holds, to whoever runs next."""
         gateway = self._gateway
         try:
-            exchange.principal = gateway.identity.establish(exchange.headers, exchange.address)
+            exchange.principal = gateway.identity.of(exchange)
             _check_manner(exchange)
             await envelope.read_body(exchange)
             opened = envelope.open_envelope(exchange, gateway.config)
