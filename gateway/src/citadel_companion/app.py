@@ -14,12 +14,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 
 from citadel_companion import __version__
 from citadel_companion.config import Config
 from citadel_companion.services import Asker, Problem, Services, asker
 from citadel_companion.shipping import Shipper
 from citadel_companion.store import Feedback, opened
+from citadel_companion.vectors import Vectors, routes
 
 MOST_DAYS = 366
 
@@ -38,6 +40,7 @@ def application(config: Config) -> FastAPI:
     services = Services(config, opened(config))  # a connection of its own: nobody waits for a batch of the shipper's
     shipper = Shipper(Path(config.spool), opened(config), config.retention.model_dump())
     kept, store = services.kept, services.store
+    vectors = Vectors(services, config.vectors) if config.vectors is not None else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -49,6 +52,8 @@ def application(config: Config) -> FastAPI:
 
     app = FastAPI(title="Citadel companion", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.shipper = shipper
+    if vectors is not None:
+        app.include_router(routes(vectors))
 
     @app.exception_handler(Problem)
     async def told(_: Request, problem: Problem) -> JSONResponse:
@@ -60,8 +65,14 @@ def application(config: Config) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:]) or None
+        # keys that a client has chosen stand in it
+        where = ".".join(str(part) for part in first["loc"][1:])[:200].encode("utf-8", "replace").decode() or None
         return await told(request, Problem(400, "invalid_request", f"{where or 'The body'}: {first['msg']}.", where))
+
+    @app.exception_handler(HTTPException)
+    async def no_such_thing(request: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+        return await told(request, Problem(error.status_code, code, f"{error.detail}."))
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -73,6 +84,7 @@ def application(config: Config) -> FastAPI:
             "trouble": shipper.trouble or None,
             "shipped": shipper.shipped,
             "spool_behind_seconds": round(behind, 1),
+            "vectors": vectors.told() if vectors is not None else None,
         }
 
     @app.get("/v1/usage")
