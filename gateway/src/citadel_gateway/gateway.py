@@ -73,7 +73,7 @@ class Gateway:
         if self.spool is not None:
             self.recorder.sinks.append(self.spool.sink())
         self.quarantine = Quarantine()
-        self.step: Step | None = None
+        self.steps: tuple[Step, ...] = ()  # before the model, in this order
         self.walk = Walk(self)
         self.fixed_lines = _SECURITY
         self.stopping = False

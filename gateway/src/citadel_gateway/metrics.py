@@ -73,7 +73,7 @@ class Metrics:
             registry=registry,
         )
         self.steps = Counter(
-            "llm_steps_total", "What the step before the model came to", ["outcome"], registry=registry
+            "llm_steps_total", "What the steps before the model came to", ["outcome"], registry=registry
         )
         self.dropped_logs = Counter(
             "llm_log_lines_dropped_total", "Log lines that could not be written", ["log"], registry=registry
