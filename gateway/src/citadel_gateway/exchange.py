@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from citadel_gateway.admission import Permit
+    from citadel_gateway.cache import Lookup
     from citadel_gateway.fleet import Model, Replica
     from citadel_gateway.limits import Reservation
     from citadel_gateway.protocol import Cycle
@@ -75,6 +76,8 @@ class Exchange:
     usage_exact = False
     kept: list[bytes] | None = None  # the answer, for the steps that want it
     room = 0  # bytes of it that may yet be kept
+    cache = ""  # hit, miss or bypass, where an answer of the cache was wanted
+    lookup: Lookup | None = None
     charged = 0  # tokens, in the end
     trace: Trace | None = None  # where its spans are wanted
     trace_lines = b""  # for the replica, where the gateway traces at all

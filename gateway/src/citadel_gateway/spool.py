@@ -223,6 +223,7 @@ def entry(record: Record, ident: str) -> dict[str, Any]:
         "queue_ms": round(exchange.queued * 1000, 3),
         "first_ms": round(first * 1000, 3) if first is not None else None,
         "retries": exchange.retries,
+        "cache": exchange.cache or None,
     }
 
 

@@ -316,6 +316,8 @@ class Walk:
                 lines += b"x-citadel-upstream-ms: %.2f\r\n" % (spent * 1000)
         elif exchange.model is not None:
             lines += b"x-citadel-model: %b\r\n" % exchange.model.name.encode()
+        if exchange.cache:
+            lines += b"x-citadel-cache: %b\r\n" % exchange.cache.encode()
         origin = exchange.headers.get(b"origin")
         if origin is not None:
             lines += self._gateway.cors_lines(origin)
