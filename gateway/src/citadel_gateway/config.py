@@ -19,6 +19,7 @@ from citadel_gateway.endpoints import ENDPOINTS
 
 Priority = Literal["low", "normal", "high", "critical"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+CachePolicy = Literal["never", "on_request", "always"]
 Policy = Literal["weighted_round_robin", "least_in_flight", "response_time", "resource"]
 
 
@@ -274,6 +275,8 @@ class Model(Section):
     fallback: list[str] = []
     load_seconds: Seconds = 120.0
     hold: Seconds | None = None
+    cache: CachePolicy | None = None
+    revision: str | None = None
 
 
 class Companion(Section):
@@ -286,6 +289,21 @@ class Usage(Section):
     folder: str
     sync: Seconds = 1.0
     most_bytes: Positive = 8 * 1024**3
+
+
+class Ttl(Section):
+    """How long answers are good for, in seconds."""
+
+    chat: Seconds = 3600.0
+    completions: Seconds = 3600.0
+    embeddings: Seconds = 86400.0
+
+
+class Cache(Section):
+    policy: CachePolicy = "on_request"
+    memory_bytes: Positive = 128 * 1024 * 1024
+    answer_bytes: Positive = 1024 * 1024
+    ttl: Ttl = Ttl()
 
 
 class Tracing(Section):
@@ -306,6 +324,7 @@ class Config(Section):
     health: Health = Health()
     breaker: Breaker = Breaker()
     retry: Retry = Retry()
+    cache: Cache | None = None
     companion: Companion | None = None
     tracing: Tracing | None = None
     usage: Usage | None = None
