@@ -83,7 +83,12 @@ class Estate:
 
 @contextlib.asynccontextmanager
 async def estate(
-    folder: Path, *, over: dict[str, Any] | None = None, vectors: dict[str, Any] | None = None, up: bool = True
+    folder: Path,
+    *,
+    over: dict[str, Any] | None = None,
+    vectors: dict[str, Any] | None = None,
+    models: dict[str, dict[str, Any]] | None = None,
+    up: bool = True,
 ) -> AsyncIterator[Estate]:
     """A gateway, simulated models, a companion and Qdrant's engine, which know each other."""
     qdrant = Qdrant(folder / "qdrant")
@@ -93,7 +98,7 @@ async def estate(
     path = str(folder / "companion.sock")
     told = {"companion": {"socket": path, "routes": ROUTES, "timeout": 5.0}, **(over or {})}
     try:
-        async with running(told, models=MODELS) as lab:
+        async with running(told, models={**MODELS, **(models or {})}) as lab:
             lab.simulators["nomic"].embed = words
             settings = {
                 "url": qdrant.url,

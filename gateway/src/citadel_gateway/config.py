@@ -285,6 +285,16 @@ class Companion(Section):
     timeout: Seconds = 60.0
 
 
+class Knowledge(Section):
+    """Passages that a request asks to have put into its context."""
+
+    deadline: Seconds = 1.0
+    passages: Positive = 5
+    most_passages: Positive = 20
+    most_bytes: Positive = 8192
+    threshold: Annotated[float, Field(ge=-1, le=1)] = 0.7
+
+
 class Usage(Section):
     folder: str
     sync: Seconds = 1.0
@@ -326,6 +336,7 @@ class Config(Section):
     retry: Retry = Retry()
     cache: Cache | None = None
     companion: Companion | None = None
+    knowledge: Knowledge | None = None
     tracing: Tracing | None = None
     usage: Usage | None = None
     models: Annotated[dict[str, Model], Field(min_length=1)]
@@ -335,6 +346,8 @@ class Config(Section):
         wrong = [*self._wrong_names(), *self._wrong_models()]
         if self.profile == "production" and self.auth.anonymous.enabled:
             wrong.append("auth.anonymous.enabled: true is for development; set it to false or profile to development")
+        if self.knowledge is not None and self.companion is None:
+            wrong.append("knowledge: the companion finds it, and there is none; add companion or take this out")
         if wrong:
             raise ValueError("\n".join(wrong))
         return self

@@ -63,6 +63,8 @@ class Exchange:
     on_replica = False
     queued = 0.0
     # relay
+    sources = b""  # of the knowledge that was put into the context, in JSON
+    more_lines = b""  # headers that steps have added
     retries = 0
     deaths = 0  # of engines that had it in flight
     turn: asyncio.Lock | None = None  # among those that an engine may have died of

@@ -15,6 +15,7 @@ from citadel_gateway.exchange import header_lines
 from citadel_gateway.fleet import Fleet, Replica, State
 from citadel_gateway.identity import Identity, TrustedProxies
 from citadel_gateway.keys import KeyFileError, KeyStore
+from citadel_gateway.knowledge import Knowledge
 from citadel_gateway.limits import Limits
 from citadel_gateway.logs import AuditLog, JsonLog
 from citadel_gateway.metrics import Metrics, Now
@@ -41,7 +42,7 @@ _SECURITY = header_lines(
 )
 _EXPOSED = (
     b"x-request-id, x-citadel-model, x-citadel-replica, x-citadel-queue-ms, x-citadel-upstream-ms, x-citadel-cache, "
-    b"age, retry-after"
+    b"x-citadel-knowledge, x-citadel-sources, age, retry-after"
 )
 
 
@@ -156,7 +157,13 @@ class Gateway:
             self.cache = Cache(config.cache, self.metrics)
         else:
             self.cache.apply(config.cache)
-        self.steps = (self.cache,) if self.cache is not None else ()
+        # what is put into the context is a part of what the cache is asked for
+        steps: list[Step] = []
+        if config.knowledge is not None and config.companion is not None:
+            steps.append(Knowledge(config.knowledge, config.companion, self.limits, self.metrics))
+        if self.cache is not None:
+            steps.append(self.cache)
+        self.steps = tuple(steps)
 
     def _cached(self, model: str) -> int:
         return self.cache.answers.models.get(model, 0) if self.cache is not None else 0

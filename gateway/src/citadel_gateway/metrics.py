@@ -34,6 +34,7 @@ _QUEUE = (0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 STATES = ("unknown", "loading", "ready", "draining", "failed")
 BREAKER_STATES = {"closed": 0, "half_open": 1, "open": 2}
+KNOWLEDGE = ("used", "nothing", "too_long", "unavailable", "refused")  # what asking for it comes to
 TOKENS = ("prompt", "completion", "cached")
 UNKNOWN_MODEL = "unknown"
 # by the names that dashboards know them by
@@ -75,6 +76,12 @@ class Metrics:
         self.cache_evictions = Counter(
             "llm_cache_evictions_total", "Answers that had to make room", ["model"], registry=registry
         )
+        self.knowledge = Counter(
+            "llm_knowledge_requests_total",
+            "Requests that asked for stored knowledge in their context",
+            ["outcome"],
+            registry=registry,
+        )
         self.engine_deaths = Counter(
             "llm_engine_deaths_total",
             "Engines that died with a request in flight",
@@ -109,6 +116,9 @@ class Metrics:
 
     def prepare(self, config: Config) -> None:
         """Series that exist before the first event, so that a rate over them is true from the start."""
+        if config.knowledge is not None:
+            for outcome in KNOWLEDGE:
+                self.knowledge.labels(outcome)
         for name, model in config.models.items():
             self.work.prepare(name, model.endpoints)
             for cached in (self.cache_hits, self.cache_misses, self.cache_waits, self.cache_evictions):

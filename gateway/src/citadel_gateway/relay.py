@@ -155,6 +155,8 @@ async def _answer(exchange: Exchange, replica: Replica, connection: Connection, 
             exchange.cached_tokens = usage.cached
             exchange.usage_exact = True
         exchange.keep(body)
+        if exchange.sources and body.endswith(b"}"):
+            body = b'%b,"sources":%b}' % (body[:-1], exchange.sources)
     head = b"%b%bcontent-type: %b\r\n" % (lines(exchange), limit_lines(exchange), kind)
     if status >= 400:
         head += b"x-should-retry: false\r\n"

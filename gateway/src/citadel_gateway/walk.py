@@ -316,6 +316,7 @@ class Walk:
                 lines += b"x-citadel-upstream-ms: %.2f\r\n" % (spent * 1000)
         elif exchange.model is not None:
             lines += b"x-citadel-model: %b\r\n" % exchange.model.name.encode()
+        lines += exchange.more_lines
         if exchange.cache:
             lines += b"x-citadel-cache: %b\r\n" % exchange.cache.encode()
         origin = exchange.headers.get(b"origin")
