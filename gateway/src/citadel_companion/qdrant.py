@@ -37,12 +37,18 @@ class RefusedError(QdrantError):
 class Qdrant:
     def __init__(self, settings: Vectors) -> None:
         self._settings = settings
+        self._addresses: dict[str, httpx.URL] = {}  # a few of each collection
         self._client = httpx.AsyncClient(
-            base_url=settings.url,
             timeout=httpx.Timeout(settings.timeout, connect=min(_CONNECT, settings.timeout)),
             limits=httpx.Limits(max_connections=32, max_keepalive_connections=16),
             trust_env=False,
         )
+
+    def _address(self, path: str) -> httpx.URL:
+        known = self._addresses.get(path)
+        if known is None:
+            known = self._addresses[path] = httpx.URL(self._settings.url + path)
+        return known
 
     async def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """What Qdrant calls the result."""
@@ -51,7 +57,9 @@ class Qdrant:
             if self._settings.api_key_file is not None:
                 headers["api-key"] = Path(self._settings.api_key_file).read_text().strip()  # noqa: ASYNC240 - a line
             content = orjson.dumps(body) if body is not None else None
-            answer = await self._client.request(method, path, content=content, headers=headers)
+            # put together here: httpx would parse and merge addresses for each
+            request = httpx.Request(method, self._address(path), headers=headers, content=content)
+            answer = await self._client.send(request)
             told = orjson.loads(answer.content)
         except httpx.TimeoutException:
             raise QdrantError("no answer in time") from None
