@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from citadel_companion import __version__
+from citadel_companion import __version__, history
 from citadel_companion.config import Config
 from citadel_companion.services import Asker, Problem, Services, asker
 from citadel_companion.shipping import Shipper
@@ -38,7 +38,9 @@ class GivenFeedback(BaseModel):
 
 def application(config: Config) -> FastAPI:
     services = Services(config, opened(config))  # a connection of its own: nobody waits for a batch of the shipper's
-    shipper = Shipper(Path(config.spool), opened(config), config.retention.model_dump())
+    shipping = opened(config)
+    look = history.Historian(Path(config.release), shipping).look if config.release is not None else None
+    shipper = Shipper(Path(config.spool), shipping, config.retention.model_dump(), look)
     kept, store = services.kept, services.store
     vectors = Vectors(services, config.vectors) if config.vectors is not None else None
 
@@ -52,6 +54,7 @@ def application(config: Config) -> FastAPI:
 
     app = FastAPI(title="Citadel companion", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.shipper = shipper
+    app.include_router(history.routes(services))
     if vectors is not None:
         app.include_router(routes(vectors))
 
