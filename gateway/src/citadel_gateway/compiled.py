@@ -38,6 +38,7 @@ MODULES = (
     "sameness",
     "secured",
     "settlement",
+    "spool",
     "sse",
     "step",
     "walk",
