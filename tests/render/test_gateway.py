@@ -47,7 +47,7 @@ def render(
     variables = {
         "gateway_stanzas": models,
         "gateway_instances": [
-            {"name": name, "model": name, "url": f"http://127.0.0.1:{model['port']}", "hidden_size": 64}
+            {"name": name, "model": name, "url": f"http://127.0.0.1:{model['port']}", "hidden_size": 64, "revision": "r1"}
             for name, model in models.items()
         ],
         "gateway_environment": "/opt/citadel/envs/gateway-0123456789ab",
