@@ -124,6 +124,8 @@ NEEDS = (
     Need("prometheus-alertmanager", CHECK, "amtool prometheus-alertmanager"),
     # of the companion: a database of the tests' own
     Need("postgresql", CHECK, there=lambda: any(Path("/usr/lib/postgresql").glob("*/bin/initdb"))),
+    # of the gateway: a Redis of the tests' own
+    Need("redis-server", CHECK, "redis-server"),
     Need("util-linux", CHECK, "runuser"),
     Need("util-linux", CHECK, "prlimit"),
     # of the role environment, which tests run on this machine too

@@ -29,7 +29,8 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def outcome(answer: httpx.Response) -> str | None:
-    return answer.headers.get("x-citadel-cache")
+    found: str | None = answer.headers.get("x-citadel-cache")
+    return found
 
 
 async def ask(lab: Lab, headers: dict[str, str] | None = None, **body: Any) -> httpx.Response:
@@ -210,7 +211,7 @@ class TestKeys:
     async def test_texts_that_look_alike_are_two(self) -> None:
         async with running(CACHE) as lab:
             for form in ("NFC", "NFD"):
-                text = unicodedata.normalize(form, "\u00e9")  # type: ignore[arg-type]
+                text = unicodedata.normalize(form, "\u00e9")
                 assert outcome(await ask(lab, messages=[{"role": "user", "content": text}])) == "miss"
 
     async def test_numbers_that_only_we_round_are_two(self) -> None:
@@ -239,7 +240,7 @@ class TestStreams:
 
     async def test_usage_goes_to_who_wants_it(self) -> None:
         async with running(CACHE) as lab:
-            usage = {"stream_options": {"include_usage": True}}
+            usage: dict[str, Any] = {"stream_options": {"include_usage": True}}
             for more in ({}, usage, {}, usage, {"stream_options": {"include_usage": False}}):
                 answer = await ask(lab, stream=True, **more)
                 assert (b'"usage"' in answer.content) is (more == usage)

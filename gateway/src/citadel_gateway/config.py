@@ -54,6 +54,15 @@ def _collector_url(text: str) -> str:
     return text
 
 
+def _redis_address(text: str) -> str:
+    if text.startswith("/"):
+        return text
+    try:
+        return _address(text)
+    except ValueError:
+        raise ValueError("is not where a Redis is; write it as HOST:PORT, or as the path of its unix socket") from None
+
+
 def _network(text: str) -> str:
     try:
         ipaddress.ip_network(text)
@@ -322,6 +331,19 @@ class Tracing(Section):
     traces_per_second: Positive = 100
 
 
+class RedisTls(Section):
+    authorities: str | None = None  # absent: those of the system
+
+
+class Redis(Section):
+    address: Annotated[str, AfterValidator(_redis_address)]
+    database: Annotated[int, Field(ge=0)] = 0
+    user: str | None = None
+    password_file: str | None = None
+    tls: RedisTls | None = None
+    timeout_ms: Annotated[float, Field(gt=0)] = 50.0
+
+
 class Config(Section):
     profile: Literal["development", "production"] = "development"
     listen: Listen = Listen()
@@ -339,6 +361,7 @@ class Config(Section):
     knowledge: Knowledge | None = None
     tracing: Tracing | None = None
     usage: Usage | None = None
+    redis: Redis | None = None
     models: Annotated[dict[str, Model], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -348,6 +371,11 @@ class Config(Section):
             wrong.append("auth.anonymous.enabled: true is for development; set it to false or profile to development")
         if self.knowledge is not None and self.companion is None:
             wrong.append("knowledge: the companion finds it, and there is none; add companion or take this out")
+        redis = self.redis
+        if redis is not None and redis.user is not None and redis.password_file is None:
+            wrong.append(f"redis.user: {redis.user!r} is of no use without a password; add redis.password_file")
+        if redis is not None and redis.tls is not None and redis.address.startswith("/"):
+            wrong.append(f"redis.tls: {redis.address} is a unix socket, which needs none; remove redis.tls")
         if wrong:
             raise ValueError("\n".join(wrong))
         return self

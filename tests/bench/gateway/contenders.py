@@ -79,7 +79,7 @@ def _venv(name: str, requirement: str) -> Path:
     return folder / "bin"
 
 
-def _citadel(folder: Path, backend: int, server: str = "") -> list[str]:
+def _citadel(folder: Path, backend: int, server: str = "", sections: str = "") -> list[str]:
     """With everything on: a key, limits of every kind, metrics, access and audit log."""
     plenty = 10**8
     (folder / "gateway.yml").write_text(f"""
@@ -99,6 +99,7 @@ models:
   {MODEL}:
     {{context: 200000, limit_class: light, concurrency: 1000,
       replicas: [{{name: {MODEL}, url: "http://127.0.0.1:{backend}"}}]}}
+{sections}
 """)
     command = [RUNTIME.python, "-m", "citadel_gateway"]
     made = subprocess.run(
@@ -119,6 +120,10 @@ def _citadel_headers(folder: Path) -> dict[str, str]:
 def _citadel_tls(folder: Path, backend: int) -> list[str]:
     pair = certificates.made(folder, "bench")
     return _citadel(folder, backend, f", tls: {{certificate: {pair.certificate}, key: {pair.key}}}")
+
+
+def _citadel_cached(folder: Path, backend: int) -> list[str]:
+    return _citadel(folder, backend, sections="cache: {policy: on_request}")
 
 
 def _vllm_router(_: Path, backend: int) -> list[str]:
@@ -225,6 +230,9 @@ ENCRYPTED = {
     "HAProxy": Contender("HAProxy", _haproxy_version, _haproxy_tls, scheme="https"),
 }
 
+# answers again what it is asked again, where a request asks for that
+CACHED = Contender("citadel-gateway", _own_version, _citadel_cached, _citadel_headers, environment=_own_environment)
+
 
 class Running:
     """A contender on its core, in front of a backend."""
@@ -259,6 +267,11 @@ class Running:
             except (urllib.error.URLError, OSError):
                 time.sleep(0.01)
         self.cold_start = time.monotonic() - started
+
+    def seconds(self) -> float:
+        """What it has taken of its core."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def memory(self) -> float:
         """Resident megabytes of it and its children."""
