@@ -14,10 +14,12 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from math import isfinite
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import orjson
-from fastapi import APIRouter, Depends, Header
+from fastapi import APIRouter, Depends, Header, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -26,6 +28,7 @@ from pydantic import (
     Field,
     PlainValidator,
     StrictStr,
+    ValidationError,
     model_validator,
 )
 
@@ -39,6 +42,7 @@ _RESERVED = ("text", "model", "timestamp")
 _LONGEST_TEXT = 32 * 1024  # characters
 _LONGEST_VECTOR = 65536
 _LONGEST_VALUE, _MOST_VALUES = 1000, 32  # of metadata
+_LONGEST_QUESTION = 2 * 1024 * 1024  # bytes of what is neither stored nor longer than the longest vector
 _UPSERT = 12 * 1024 * 1024  # bytes; Qdrant takes 32 MiB
 _STORING = 2  # requests at a time, for the memory that they take
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:citadel:vectors")
@@ -121,6 +125,9 @@ else:
     Numbers = array  # cannot be subscripted before Python 3.12
 Vector = Annotated[Numbers, PlainValidator(_numbers)]
 Who = Annotated[Asker, Depends(asker)]
+
+
+Meant = TypeVar("Meant", bound=BaseModel)
 
 
 class Given(BaseModel):
@@ -207,7 +214,6 @@ class Vectors:
         self._services = services
         self._settings = settings
         self.collections = Collections(Qdrant(settings), settings)
-        self._storing = asyncio.Semaphore(_STORING)
 
     def told(self) -> dict[str, Any]:
         return {model: state.told() for model, state in self.collections.states.items()}
@@ -218,19 +224,18 @@ class Vectors:
         for number, point in enumerate(given.points):
             if point.vector is not None:
                 _check_size(point.vector, state, f"points.{number}.vector")
-        async with self._storing:
-            ids = [point_id(model, owner, point.text) for point in given.points]
-            await self._check_room(state, owner, ids)
-            vectors = await self._all_vectors(state, given.points, who)
-            moment = datetime.now(UTC).isoformat(timespec="milliseconds")
-            for first, last in _portions(given.points, state.collection.size):
-                points = []
-                for number in range(first, last):
-                    point = given.points[number]
-                    said = {"text": point.text, "model": model, "timestamp": moment, OWNER: owner}
-                    payload: dict[str, Any] = {**point.metadata, **said}
-                    points.append({"id": ids[number], "vector": list(vectors[number]), "payload": payload})
-                await self.collections.call(state, "PUT", "/points?wait=true", {"points": points})
+        ids = [point_id(model, owner, point.text) for point in given.points]
+        await self._check_room(state, owner, ids)
+        vectors = await self._all_vectors(state, given.points, who)
+        moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+        for first, last in _portions(given.points, state.collection.size):
+            points = []
+            for number in range(first, last):
+                point = given.points[number]
+                said = {"text": point.text, "model": model, "timestamp": moment, OWNER: owner}
+                payload: dict[str, Any] = {**point.metadata, **said}
+                points.append({"id": ids[number], "vector": list(vectors[number]), "payload": payload})
+            await self.collections.call(state, "PUT", "/points?wait=true", {"points": points})
         return {"object": "list", "model": model, "collection": state.collection.name, "ids": ids}
 
     async def search(
@@ -404,6 +409,25 @@ def _embeddings(status: int, content: bytes, count: int) -> Iterable[array[float
     raise Problem(503, "embeddings_failed", "What the embeddings model answered is not understood.")
 
 
+async def _short(request: Request) -> bytes:
+    if int(request.headers.get("content-length", "0")) > _LONGEST_QUESTION:
+        raise Problem(413, "body_too_large", f"A body here has at most {_LONGEST_QUESTION} bytes.")
+    return await request.body()
+
+
+def _meaning(kind: type[Meant], content: bytes) -> Meant:
+    """What FastAPI would make of it, without its way of reading numbers: there are very many of them."""
+    try:
+        told = orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        raise Problem(400, "invalid_json", f"The body is not JSON: {error}. NaN and Infinity are none.") from None
+    try:
+        return kind.model_validate(told)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in found]) from None
+
+
 def routes(vectors: Vectors) -> APIRouter:
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
@@ -412,6 +436,7 @@ def routes(vectors: Vectors) -> APIRouter:
         await vectors.collections.close()
 
     router = APIRouter(lifespan=lifespan)
+    storing = asyncio.Semaphore(_STORING)
 
     @router.get("/v1/vectors")
     async def collections(_: Who) -> dict[str, Any]:
@@ -423,17 +448,22 @@ def routes(vectors: Vectors) -> APIRouter:
         return {"object": "list", "data": data}
 
     @router.post("/v1/vectors/{model}")
-    async def store(model: str, given: Stored, who: Who) -> dict[str, Any]:
+    async def store(model: str, request: Request, who: Who) -> JSONResponse:
         """Texts, with vectors of them or without; a text that is stored again replaces itself."""
-        return await vectors.store(model, given, who)
+        # whoever waits here has not been read yet, so that few large bodies are in memory
+        async with storing:
+            given = await asyncio.to_thread(_meaning, Stored, await request.body())
+            return JSONResponse(await vectors.store(model, given, who))
 
     @router.post("/v1/vectors/{model}/search")
-    async def search(model: str, given: Search, who: Who) -> dict[str, Any]:
+    async def search(model: str, request: Request, who: Who) -> JSONResponse:
         """What is nearest to a text or a vector, of one's own and of what is shared."""
-        return {"object": "list", "model": model, "data": await vectors.search(model, given, who)}
+        given = _meaning(Search, await _short(request))
+        return JSONResponse({"object": "list", "model": model, "data": await vectors.search(model, given, who)})
 
     @router.post("/v1/vectors/{model}/delete")
-    async def delete(model: str, given: Ids, who: Who) -> dict[str, Any]:
+    async def delete(model: str, request: Request, who: Who) -> dict[str, Any]:
+        given = _meaning(Ids, await _short(request))
         ids = list(dict.fromkeys(map(str, given.ids)))
         gone = await vectors.delete(model, ids, who)
         return {"object": "list", "deleted": gone, "not_found": [one for one in ids if one not in set(gone)]}
