@@ -17,6 +17,7 @@ import uvicorn
 
 from citadel_companion.app import application
 from citadel_companion.config import Config
+from citadel_gateway.config import Tls
 from lab.qdrant import Face
 from tests.companion.test_shipping import until
 from tests.gateway.harness import Lab, running
@@ -54,20 +55,21 @@ def served(app: Any, **where: Any) -> Iterator[None]:
 class Qdrant:
     """One that can be stopped and started again with what it has stored."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tls: Tls | None = None) -> None:
         self._folder = folder
+        self._tls = {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key} if tls is not None else {}
         folder.mkdir(exist_ok=True)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http{'s' if tls is not None else ''}://127.0.0.1:{self.port}"
         self.api_key = "secret"
         self._running = contextlib.ExitStack()
 
     def start(self) -> None:
         face = Face(self._folder, self.api_key)
         self._running.callback(face.close)
-        self._running.enter_context(served(face.application(), host="127.0.0.1", port=self.port))
+        self._running.enter_context(served(face.application(), host="127.0.0.1", port=self.port, **self._tls))
 
     def stop(self) -> None:
         self._running.close()
@@ -88,10 +90,11 @@ async def estate(
     over: dict[str, Any] | None = None,
     vectors: dict[str, Any] | None = None,
     models: dict[str, dict[str, Any]] | None = None,
+    tls: Tls | None = None,
     up: bool = True,
 ) -> AsyncIterator[Estate]:
     """A gateway, simulated models, a companion and Qdrant's engine, which know each other."""
-    qdrant = Qdrant(folder / "qdrant")
+    qdrant = Qdrant(folder / "qdrant", tls)
     if up:
         await anyio.to_thread.run_sync(qdrant.start)
     (folder / "api-key").write_text(f"{qdrant.api_key}\n")

@@ -14,6 +14,7 @@ import pytest
 
 from citadel_companion.config import ConfigError, load
 from citadel_companion.vectors import point_id
+from tests.certificates import made
 from tests.companion.neighbours import SIZE, Estate, estate, words
 from tests.gateway.harness import code_of
 from tests.gateway.simulator import Act, eventually
@@ -331,6 +332,18 @@ async def test_a_wrong_key_of_qdrants_is_told(tmp_path: Path) -> None:
         there.qdrant.start()
         answer = await there.client.post(f"{PATH}/search", json={"vector": UNIT})
         assert (answer.status_code, code_of(answer)) == (503, "vectors_unavailable")
+
+
+async def test_it_speaks_tls_to_a_qdrant_that_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = made(tmp_path, "qdrant")
+    async with estate(tmp_path, tls=pair) as there:
+        answer = await there.client.post(f"{PATH}/search", json={"vector": UNIT})
+        assert (answer.status_code, code_of(answer)) == (503, "vectors_unavailable"), "nobody has signed it"
+    monkeypatch.setenv("SSL_CERT_FILE", pair.certificate)
+    (tmp_path / "again").mkdir()
+    async with estate(tmp_path / "again", tls=pair) as there:
+        await stored(there, {"text": "kept", "vector": UNIT})
+        assert [one["text"] for one in await found(there, vector=UNIT)] == ["kept"]
 
 
 @pytest.mark.parametrize(
