@@ -198,7 +198,7 @@ async def test_no_client_reaches_the_inner_path(tmp_path: Path) -> None:
     async with estate(tmp_path, over=over) as there:
         body = {"model": "phi", "text": "owl", "limit": 1, "threshold": 0, "seconds": 1}
         answer = await there.client.post("/internal/knowledge", json=body, headers={"x-citadel-internal": "knowledge"})
-        assert (answer.status_code, code_of(answer)) == (404, "unknown_url")
+        assert (answer.status_code, code_of(answer)) == (404, "unknown_path")
 
 
 def broken(*answers: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]:

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from citadel_companion import __version__, history
+from citadel_companion import __version__, history, responses
 from citadel_companion.config import Config
 from citadel_companion.services import Asker, Problem, Services, asker
 from citadel_companion.shipping import Shipper
@@ -55,6 +55,7 @@ def application(config: Config) -> FastAPI:
     app = FastAPI(title="Citadel companion", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.shipper = shipper
     app.include_router(history.routes(services))
+    app.include_router(responses.routes(services))
     if vectors is not None:
         app.include_router(routes(vectors))
 
@@ -73,9 +74,9 @@ def application(config: Config) -> FastAPI:
         return await told(request, Problem(400, "invalid_request", f"{where or 'The body'}: {first['msg']}.", where))
 
     @app.exception_handler(HTTPException)
-    async def no_such_thing(request: Request, error: HTTPException) -> JSONResponse:
-        code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-        return await told(request, Problem(error.status_code, code, f"{error.detail}."))
+    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+        what = f"{request.method} {request.url.path[:200]}: {str(error.detail).lower()}."
+        return await told(request, Problem(error.status_code, "unknown_path", what))
 
     @app.get("/health")
     async def health() -> dict[str, Any]:

@@ -489,7 +489,7 @@ def routes(vectors: Vectors) -> APIRouter:
     ) -> dict[str, Any]:
         """Passages for a prompt; no client can set that header, wherever a route may lead."""
         if x_citadel_internal is None:
-            raise Problem(404, "unknown_url", "There is no such path here.")
+            raise Problem(404, "unknown_path", "There is no such path here.")
         if not given.text.strip():
             return {"passages": []}
         wanted = Search(text=given.text[:_LONGEST_TEXT], limit=given.limit, threshold=given.threshold)

@@ -137,7 +137,7 @@ class Knowledge:
             code, message = str(answer["error"]["code"]), str(answer["error"]["message"])
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             raise Unavailable("not_understood") from None
-        if status in _OURS and code != "unknown_url":
+        if status in _OURS and code != "unknown_path":
             return self._refuse(status, code, message)
         raise Unavailable(code if _CODE(code) else "failed")
 
