@@ -272,6 +272,12 @@ async def test_without_qdrant_its_paths_say_so_and_it_comes_back(tmp_path: Path)
         state = (await there.client.get("/v1/vectors")).json()["data"][0]
         assert (state["model"], state["status"]) == ("phi", "unavailable")
         assert state["trouble"]
+        way = httpx.AsyncHTTPTransport(uds=str(tmp_path / "companion.sock"))
+        async with httpx.AsyncClient(transport=way, base_url="http://companion") as operator:
+            assert (await operator.get("/health")).json()["vectors"] == {
+                "phi": {"collection": "phi_embeddings", "status": "unavailable", "trouble": state["trouble"]}
+            }
+            assert 'citadel_companion_collection_up{model="phi"} 0.0' in (await operator.get("/metrics")).text
         there.qdrant.start()
 
         async def is_back() -> bool:

@@ -176,6 +176,9 @@ async def test_what_does_not_fit_is_left_out(tmp_path: Path) -> None:
         assert await sources(max_tokens=64) == (4, "used")
         assert await sources(max_tokens=2000) == (2, "used")
         assert await sources(max_tokens=4000) == (0, "too_long")
+        long = {"points": [{"text": f"{OWL} " + "z" * 30_000}]}
+        assert (await there.client.post("/v1/vectors/phi", json=long)).status_code == 200
+        assert (await sources(max_tokens=64))[1] == "used", "the nearest is too long, others are not"
 
 
 async def test_it_counts_against_the_clients_limits(tmp_path: Path) -> None:

@@ -124,12 +124,12 @@ def application(config: Config) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
-        return PlainTextResponse(generate_latest(figures(shipper)), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(generate_latest(figures(shipper, vectors)), media_type="text/plain; version=0.0.4")
 
     return app
 
 
-def figures(shipper: Shipper) -> CollectorRegistry:
+def figures(shipper: Shipper, vectors: Vectors | None = None) -> CollectorRegistry:
     registry = CollectorRegistry()
     Counter("citadel_companion_shipped", "Records that were kept", registry=registry).inc(shipper.shipped)
     Counter("citadel_companion_torn_lines", "Lines of the spool that were no record", registry=registry).inc(
@@ -139,4 +139,8 @@ def figures(shipper: Shipper) -> CollectorRegistry:
     Gauge("citadel_companion_spool_behind_seconds", "Age of the oldest record that is not kept", registry=registry).set(
         shipper.behind()
     )
+    if vectors is not None:
+        up = Gauge("citadel_companion_collection_up", "Whether it can be used", ["model"], registry=registry)
+        for model, told in vectors.told().items():
+            up.labels(model).set(told["status"] == "ready")
     return registry

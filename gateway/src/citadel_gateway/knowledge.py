@@ -207,9 +207,10 @@ def _quoted(found: list[Passage], most: int) -> tuple[list[Passage], str]:
     for passage in found:
         number = len(chosen) + 1
         part = f"{mark} passage {number}\n{passage.text}\n{mark} end of passage {number}"
-        size += len(orjson.dumps(part))
-        if size > most:
-            break
+        takes = len(orjson.dumps(part))
+        if size + takes > most:
+            continue  # a farther one may be shorter
+        size += takes
         chosen.append(passage)
         parts.append(part)
     return chosen, "\n\n".join(parts)
