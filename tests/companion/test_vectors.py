@@ -208,6 +208,12 @@ BAD = (
         "filter.must.0",
     ),
     ("/search", json.dumps({"vector": UNIT, "text": "x" * 3_000_000}).encode(), 413, "at most"),
+    (
+        "/search",
+        json.dumps({"vector": UNIT, "filter": {"must": [{"key": "a", "match": {"value": 0.5}}]}}).encode(),
+        400,
+        "give a range",
+    ),
     ("/delete", b'{"ids": ["../phi"]}', 400, "ids.0"),
     ("/../../../collections", b"{}", 404, ""),
     ("/%2e%2e/search", b"{}", 404, ""),

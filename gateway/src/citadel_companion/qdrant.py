@@ -139,7 +139,9 @@ class Collections:
         except RefusedError as error:
             if error.status != 404:
                 logger.warning("Qdrant refuses %s %s: %s", method, path, error)
-                raise Problem(503, "vectors_refused", f"Qdrant refuses this: {error}.") from error
+                raise Problem(
+                    400 if error.status == 400 else 503, "vectors_refused", f"Qdrant refuses this: {error}."
+                ) from error
             # somebody has taken the collection away; the next look makes it anew
             trouble = str(error)
         except QdrantError as error:

@@ -106,6 +106,12 @@ def _value(value: Any) -> Any:
     return _several(value) if isinstance(value, list) else _scalar(value)
 
 
+def _matched(value: Any) -> Any:
+    if isinstance(value, float):
+        raise ValueError("must be a text, a whole number, true or false; for other numbers give a range")  # noqa: TRY004
+    return _scalar(value)
+
+
 def _number(value: Any) -> Any:
     if isinstance(value, bool | str):
         raise ValueError("must be a number")  # noqa: TRY004 - pydantic's way to hear of it
@@ -115,7 +121,7 @@ def _number(value: Any) -> Any:
 Key = Annotated[StrictStr, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$")]
 Name = Annotated[Key, AfterValidator(_of_its_own)]
 Value = Annotated[Any, PlainValidator(_value)]
-Scalar = Annotated[Any, PlainValidator(_scalar)]
+Matched = Annotated[Any, PlainValidator(_matched)]
 Several = Annotated[Any, PlainValidator(_several)]
 Number = Annotated[Any, PlainValidator(_number)]
 Text = Annotated[StrictStr, Field(max_length=_LONGEST_TEXT), AfterValidator(_meant)]
@@ -146,7 +152,7 @@ class Stored(Given):
 
 
 class Match(Given):
-    value: Scalar = None
+    value: Matched = None
     any: Several = None
 
     @model_validator(mode="after")
