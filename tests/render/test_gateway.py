@@ -25,6 +25,7 @@ SERVER = {
     "side_connections": 50,
     "max_held_bytes": 2**27,
 }
+MEASURED = {"hidden_size": 64, "revision": "r1"}
 PLAYBOOK = """
 - hosts: localhost
   connection: local
@@ -47,7 +48,7 @@ def render(
     variables = {
         "gateway_stanzas": models,
         "gateway_instances": [
-            {"name": name, "model": name, "url": f"http://127.0.0.1:{model['port']}", "hidden_size": 64}
+            {"name": name, "model": name, "url": f"http://127.0.0.1:{model['port']}", **MEASURED}
             for name, model in models.items()
         ],
         "gateway_environment": "/opt/citadel/envs/gateway-0123456789ab",

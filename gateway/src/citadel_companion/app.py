@@ -21,6 +21,7 @@ from citadel_companion.config import Config
 from citadel_companion.services import Asker, Problem, Services, asker
 from citadel_companion.shipping import Shipper
 from citadel_companion.store import Feedback, opened
+from citadel_companion.vectors import Vectors, routes
 
 MOST_DAYS = 366
 
@@ -41,6 +42,7 @@ def application(config: Config) -> FastAPI:
     look = history.Historian(Path(config.release), shipping).look if config.release is not None else None
     shipper = Shipper(Path(config.spool), shipping, config.retention.model_dump(), look)
     kept, store = services.kept, services.store
+    vectors = Vectors(services, config.vectors) if config.vectors is not None else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -54,6 +56,8 @@ def application(config: Config) -> FastAPI:
     app.state.shipper = shipper
     app.include_router(history.routes(services))
     app.include_router(responses.routes(services))
+    if vectors is not None:
+        app.include_router(routes(vectors))
 
     @app.exception_handler(Problem)
     async def told(_: Request, problem: Problem) -> JSONResponse:
@@ -65,7 +69,8 @@ def application(config: Config) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:]) or None
+        # keys that a client has chosen stand in it
+        where = ".".join(str(part) for part in first["loc"][1:])[:200].encode("utf-8", "replace").decode() or None
         return await told(request, Problem(400, "invalid_request", f"{where or 'The body'}: {first['msg']}.", where))
 
     @app.exception_handler(HTTPException)
@@ -83,6 +88,7 @@ def application(config: Config) -> FastAPI:
             "trouble": shipper.trouble or None,
             "shipped": shipper.shipped,
             "spool_behind_seconds": round(behind, 1),
+            "vectors": vectors.told() if vectors is not None else None,
         }
 
     @app.get("/v1/usage")
@@ -118,12 +124,12 @@ def application(config: Config) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
-        return PlainTextResponse(generate_latest(figures(shipper)), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(generate_latest(figures(shipper, vectors)), media_type="text/plain; version=0.0.4")
 
     return app
 
 
-def figures(shipper: Shipper) -> CollectorRegistry:
+def figures(shipper: Shipper, vectors: Vectors | None = None) -> CollectorRegistry:
     registry = CollectorRegistry()
     Counter("citadel_companion_shipped", "Records that were kept", registry=registry).inc(shipper.shipped)
     Counter("citadel_companion_torn_lines", "Lines of the spool that were no record", registry=registry).inc(
@@ -133,4 +139,8 @@ def figures(shipper: Shipper) -> CollectorRegistry:
     Gauge("citadel_companion_spool_behind_seconds", "Age of the oldest record that is not kept", registry=registry).set(
         shipper.behind()
     )
+    if vectors is not None:
+        up = Gauge("citadel_companion_collection_up", "Whether it can be used", ["model"], registry=registry)
+        for model, told in vectors.told().items():
+            up.labels(model).set(told["status"] == "ready")
     return registry

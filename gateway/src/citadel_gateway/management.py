@@ -189,6 +189,33 @@ async def requests(gateway: Served, _: Actor) -> dict[str, Any]:
     }
 
 
+@router.get("/management/cache", tags=["cache"])
+async def cache(gateway: Served, _: Actor) -> dict[str, Any]:
+    """What is kept of the models' answers; no answers."""
+    kept = gateway.cache
+    if kept is None:
+        return {"enabled": False}
+    return {
+        "enabled": True,
+        "answers": len(kept.answers),
+        "bytes": kept.answers.size,
+        "most_bytes": kept.answers.most,
+        "bytes_by_model": {name: kept.answers.models.get(name, 0) for name in gateway.fleet.models},
+    }
+
+
+@router.post("/management/cache/clear", tags=["cache"])
+async def clear_cache(
+    gateway: Served, actor: Actor, model: Annotated[str | None, Query(description="only its answers")] = None
+) -> dict[str, Any]:
+    """Forget the answers of a model, or all; what is on its way now is not kept either."""
+    if model is not None and model not in gateway.fleet.models:
+        raise Refusal(404, "model_not_found", f"There is no model {model!r}.", param="model")
+    cleared = gateway.cache.clear(model) if gateway.cache is not None else 0
+    gateway.audit.event("cache_clear", actor=actor, target=model or "all", answers=cleared)
+    return {"cleared": cleared}
+
+
 @router.get("/management/keys", tags=["keys"])
 async def keys(gateway: Served, _: Actor) -> dict[str, Any]:
     return {"keys": gateway.keys.described()}

@@ -122,6 +122,10 @@ def _citadel_tls(folder: Path, backend: int) -> list[str]:
     return _citadel(folder, backend, f", tls: {{certificate: {pair.certificate}, key: {pair.key}}}")
 
 
+def _citadel_cached(folder: Path, backend: int) -> list[str]:
+    return _citadel(folder, backend, more="cache: {policy: on_request}")
+
+
 def citadel_with(name: str, more: Callable[[Path], str]) -> Contender:
     """The gateway with something more in its configuration."""
     return Contender(
@@ -237,6 +241,9 @@ ENCRYPTED = {
     "HAProxy": Contender("HAProxy", _haproxy_version, _haproxy_tls, scheme="https"),
 }
 
+# answers again what it is asked again, where a request asks for that
+CACHED = Contender("citadel-gateway", _own_version, _citadel_cached, _citadel_headers, environment=_own_environment)
+
 
 class Running:
     """A contender on its core, in front of a backend."""
@@ -271,6 +278,11 @@ class Running:
             except (urllib.error.URLError, OSError):
                 time.sleep(0.01)
         self.cold_start = time.monotonic() - started
+
+    def seconds(self) -> float:
+        """What it has taken of its core."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def memory(self) -> float:
         """Resident megabytes of it and its children."""
