@@ -17,6 +17,7 @@ from citadel_gateway.sameness import key_of
 from citadel_gateway.step import Answer
 
 if TYPE_CHECKING:
+    from citadel_gateway.behind import Behind
     from citadel_gateway.config import Cache as Settings
     from citadel_gateway.exchange import Exchange
     from citadel_gateway.fleet import Model
@@ -62,9 +63,10 @@ class Lookup:
 
 
 class Cache:
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, behind: Behind | None = None) -> None:
         self.deadline: float | None = None  # who waits for another does so until its own
         self.settings = settings
+        self.behind = behind
         self._metrics = metrics
         self.answers = Answers(settings.memory_bytes, self._evicted)
         self._flights: dict[bytes, Flight] = {}
@@ -75,10 +77,20 @@ class Cache:
         self.settings = settings
         self.answers.shrink(settings.memory_bytes)
 
-    def clear(self, model: str | None = None) -> int:
-        """Also what is on its way now is not kept."""
+    def start(self) -> None:
+        if self.behind is not None:
+            self.behind.redis.start()
+
+    async def close(self) -> None:
+        if self.behind is not None:
+            await self.behind.redis.close()
+
+    async def clear(self, model: str | None = None) -> int:
+        """How many answers there were; also what is on its way now is not kept. What Redis fails at is raised, when the
+        memory is empty."""
         self._generation += 1
-        return self.answers.clear(model)
+        cleared = self.answers.clear(model)
+        return cleared if self.behind is None else max(cleared, await self.behind.clear(model))
 
     async def before(self, exchange: Exchange) -> Answer | bytes | None:
         model = exchange.model
@@ -150,9 +162,23 @@ class Cache:
             if not flight.again:
                 break
         exchange.lookup = lookup
-        if key not in self._flights:
-            self._flights[key] = lookup.flight = Flight(exchange)
-        return None
+        if key in self._flights:
+            return None
+        self._flights[key] = lookup.flight = Flight(exchange)
+        if self.behind is None or oldest <= 0:
+            return None
+        try:
+            entry = await self.behind.get(key, exchange.principal.id, model.name, self.settings.answer_bytes)
+        except asyncio.CancelledError:
+            exchange.lookup = None
+            self._land(lookup, None, exchange)
+            raise
+        if entry is None or time.monotonic() - entry.stored >= oldest or lookup.generation != self._generation:
+            return None
+        self.answers.put(entry)
+        exchange.lookup = None
+        self._land(lookup, entry, exchange)
+        return entry
 
     def _hit(self, exchange: Exchange, entry: Entry) -> Answer:
         self._metrics.cache_hits.labels(entry.model).inc()
@@ -179,7 +205,7 @@ class Cache:
         entry = Entry(lookup.key, owner, model, answer, stream=exchange.stream, ttl=ttl, age=0.0)
         if len(answer) < _THREAD:
             entry.shrink(packed_of(answer))
-            self.answers.put(entry)
+            self._put(entry)
         else:
             task = asyncio.create_task(self._pack(entry, answer, self._generation))
             self._packing.add(task)
@@ -189,7 +215,12 @@ class Cache:
     async def _pack(self, entry: Entry, answer: bytes, generation: int) -> None:
         entry.shrink(await asyncio.to_thread(packed_of, answer))
         if generation == self._generation:
-            self.answers.put(entry)
+            self._put(entry)
+
+    def _put(self, entry: Entry) -> None:
+        self.answers.put(entry)
+        if self.behind is not None:
+            self.behind.put(entry)
 
     def _land(self, lookup: Lookup, entry: Entry | None, exchange: Exchange) -> None:
         flight = lookup.flight

@@ -28,6 +28,7 @@ from citadel_gateway.walk import Walk
 if TYPE_CHECKING:
     from typing import Any
 
+    from citadel_gateway.behind import Behind
     from citadel_gateway.budget import Budget
     from citadel_gateway.config import Config
     from citadel_gateway.step import Step
@@ -87,6 +88,7 @@ class Gateway:
         self.stopping = False
         self.prober: Prober | None = None
         self._sweeper: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None  # of a cache that is no longer wanted
 
     def start(self) -> None:
         """Begin to look after the replicas and the running requests; needs the loop."""
@@ -96,6 +98,8 @@ class Gateway:
             self.tracer.start()
         if self.spool is not None:
             self.spool.start()
+        if self.cache is not None:
+            self.cache.start()
         self.audit.event("start", models=list(self.fleet.models))
 
     async def close(self) -> None:
@@ -108,6 +112,8 @@ class Gateway:
             await self.tracer.close()
         if self.spool is not None:
             await self.spool.close()
+        if self.cache is not None:
+            await self.cache.close()
         for replica in self.fleet.replicas():
             replica.pool.close()
         self.keys.write_uses()
@@ -136,7 +142,7 @@ class Gateway:
         self.admission.apply(fresh.admission)
         self.limits.apply(fresh.limits)
         self.identity.apply(fresh)
-        self._set_steps(fresh)
+        self._change_cache(fresh)
         self.proxies = TrustedProxies(fresh.server.trusted_proxies)
         for budget in self.budgets.values():
             budget.apply(fresh.server)
@@ -153,10 +159,27 @@ class Gateway:
         if config.cache is None:
             self.cache = None
         elif self.cache is None:
-            self.cache = Cache(config.cache, self.metrics)
+            self.cache = Cache(config.cache, self.metrics, self._behind(config, config.cache.database))
         else:
             self.cache.apply(config.cache)
         self.steps = (self.cache,) if self.cache is not None else ()
+
+    def _change_cache(self, fresh: Config) -> None:
+        before = self.cache
+        self._set_steps(fresh)
+        if self.cache is before:
+            return
+        if self.cache is not None:
+            self.cache.start()
+        if before is not None:
+            self._closing = asyncio.create_task(before.close())
+
+    def _behind(self, config: Config, database: int | None) -> Behind | None:
+        if config.redis is None or database is None:
+            return None
+        from citadel_gateway.behind import Behind  # noqa: PLC0415 - most gateways have no Redis
+
+        return Behind(config.redis, database, self.metrics)
 
     def _cached(self, model: str) -> int:
         return self.cache.answers.models.get(model, 0) if self.cache is not None else 0
