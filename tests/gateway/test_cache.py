@@ -306,6 +306,20 @@ class TestNeverKept:
 
 
 class TestTogether:
+    async def test_what_is_under_way_is_bounded_too(self) -> None:
+        sizes = {"cache": {"memory_bytes": 8000, "answer_bytes": 4000}}
+        async with running(sizes) as lab:
+            cache = lab.gateway.cache
+            assert cache is not None
+            lab.simulators["phi"].gate.clear()
+            tasks = [asyncio.create_task(ask(lab, seed=seed)) for seed in range(5)]
+            await until(lambda: asked(lab) == 5)
+            assert (cache._awaited, len(cache._flights)) == (2, 2)
+            lab.simulators["phi"].gate.set()
+            await asyncio.gather(*tasks)
+            assert cache._awaited == 0
+            assert len(cache.answers) == 2
+
     async def test_equal_requests_ask_the_model_once(self) -> None:
         async with running(CACHE) as lab:
             lab.simulators["phi"].gate.clear()
@@ -386,7 +400,9 @@ class TestTogether:
                 await slow.post(body, headers="x-allow-cache: true\r\n")
                 await until(lambda: any(one.write_blocked for one in lab.gateway.walk.running))
                 lab.simulators["phi"].default = Act()
-                assert outcome(await ask(lab, {"x-request-timeout": "5"}, stream=True)) == "miss"
+                begun = time.monotonic()
+                assert outcome(await ask(lab, stream=True)) == "miss"
+                assert time.monotonic() - begun < 10, "long before the slow one is cut off"
             await lab.settled()
 
 
@@ -469,9 +485,9 @@ class TestManagement:
             assert await twice(lab) == [None, None]
             assert lab.reconfigure(CACHE) is None
             assert await twice(lab) == ["miss", "hit"]
-            assert lab.reconfigure({"cache": {"memory_bytes": 1}}) is None
+            assert lab.reconfigure({"cache": {"memory_bytes": 1, "answer_bytes": 1000}}) is None
             assert await twice(lab) == ["miss", "miss"]
-            assert lab.reconfigure({"cache": {"memory_bytes": 10**6, "ttl": {"chat": 0.05}}}) is None
+            assert lab.reconfigure({"cache": {"memory_bytes": 10**7, "ttl": {"chat": 0.05}}}) is None
             assert await twice(lab, seed=3) == ["miss", "hit"]
             cache = lab.gateway.cache
             assert cache is not None

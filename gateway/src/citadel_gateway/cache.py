@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from citadel_gateway.fleet import Model
     from citadel_gateway.metrics import Metrics
 
+_YES = (b"true", b"1", b"yes")
 _SLOW = 1.0  # seconds that a leader's own client may hold up those who wait
 _THREAD = 64 * 1024  # longer ones are compressed where nobody waits for it
 _MAX_AGE = re.compile(rb"max-age=(\d{1,9})").search
@@ -71,6 +72,7 @@ class Cache:
         self.answers = Answers(settings.memory_bytes, self._evicted)
         self._flights: dict[bytes, Flight] = {}
         self._generation = 0
+        self._awaited = 0  # answers that are on their way here
         self._packing: set[asyncio.Task[None]] = set()
 
     def apply(self, settings: Settings) -> None:
@@ -112,13 +114,24 @@ class Cache:
         return None
 
     def wants(self, exchange: Exchange) -> int:
-        return self.settings.answer_bytes if exchange.lookup is not None else 0
+        lookup = exchange.lookup
+        if lookup is None:
+            return 0
+        longest = self.settings.answer_bytes
+        if (self._awaited + 1) * longest > self.settings.memory_bytes:
+            # what is on its way takes memory, too: as much again, and no more
+            exchange.lookup = None
+            self._land(lookup, None, exchange)
+            return 0
+        self._awaited += 1
+        return longest
 
     def finished(self, exchange: Exchange, answer: bytes | None) -> None:
         lookup = exchange.lookup
         if lookup is None:
             return
         exchange.lookup = None
+        self._awaited -= 1
         entry: Entry | None = None
         try:
             # what another model has answered is not this one's answer
@@ -139,7 +152,7 @@ class Cache:
     def _wanted(self, exchange: Exchange, model: Model) -> bool:
         policy = model.settings.cache or self.settings.policy
         if policy == "on_request":
-            return exchange.headers.get(b"x-allow-cache", b"").lower() == b"true"
+            return exchange.headers.get(b"x-allow-cache", b"").lower() in _YES
         return policy == "always"
 
     def _fresh(self, key: bytes, oldest: float) -> Entry | None:
