@@ -14,8 +14,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 
-from citadel_companion import __version__
+from citadel_companion import __version__, history, responses
 from citadel_companion.config import Config
 from citadel_companion.services import Asker, Problem, Services, asker
 from citadel_companion.shipping import Shipper
@@ -36,7 +37,9 @@ class GivenFeedback(BaseModel):
 
 def application(config: Config) -> FastAPI:
     services = Services(config, opened(config))  # a connection of its own: nobody waits for a batch of the shipper's
-    shipper = Shipper(Path(config.spool), opened(config), config.retention.model_dump())
+    shipping = opened(config)
+    look = history.Historian(Path(config.release), shipping).look if config.release is not None else None
+    shipper = Shipper(Path(config.spool), shipping, config.retention.model_dump(), look)
     kept, store = services.kept, services.store
 
     @asynccontextmanager
@@ -49,6 +52,8 @@ def application(config: Config) -> FastAPI:
 
     app = FastAPI(title="Citadel companion", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.shipper = shipper
+    app.include_router(history.routes(services))
+    app.include_router(responses.routes(services))
 
     @app.exception_handler(Problem)
     async def told(_: Request, problem: Problem) -> JSONResponse:
@@ -62,6 +67,11 @@ def application(config: Config) -> FastAPI:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:]) or None
         return await told(request, Problem(400, "invalid_request", f"{where or 'The body'}: {first['msg']}.", where))
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+        what = f"{request.method} {request.url.path[:200]}: {str(error.detail).lower()}."
+        return await told(request, Problem(error.status_code, "unknown_path", what))
 
     @app.get("/health")
     async def health() -> dict[str, Any]:

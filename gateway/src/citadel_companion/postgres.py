@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -13,9 +15,9 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from citadel_companion.config import Config, Database, schema_of
-from citadel_companion.migrate import MigrationError, migrate, said
+from citadel_companion.migrate import LOCK, MigrationError, migrate, said
 from citadel_companion.records import Row
-from citadel_companion.store import Feedback, StoreError, Thing
+from citadel_companion.store import CHANGE, Feedback, StoreError, Thing, Version, changed
 
 Result = TypeVar("Result")
 PERIODS = (300, 3600, 86_400, 604_800)  # seconds
@@ -32,6 +34,8 @@ TYPES = {
     ),
     **dict.fromkeys(("queue_ms", "cached_tokens", "charged_tokens", "retries"), "integer"),
 }
+# an escaped zero, unless its backslash is escaped itself
+_ZERO = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 class Postgres:
@@ -113,7 +117,7 @@ class Postgres:
             "created_at = excluded.created_at, expires_at = excluded.expires_at, body = excluded.body "
             "WHERE things.owner = excluded.owner"
         )
-        self._do(lambda connection: connection.execute(statement, (*thing[:5], Jsonb(thing.body))))
+        self._do(lambda connection: connection.execute(statement, (*thing[:5], Jsonb(thing.body, dumps=_dumps))))
 
     def get(self, kind: str, ident: str, owner: str) -> Thing | None:
         found = self._things("kind = %(kind)s AND id = %(id)s AND owner = %(owner)s", kind=kind, id=ident, owner=owner)
@@ -139,6 +143,46 @@ class Postgres:
     def drop(self, kind: str, ident: str, owner: str) -> bool:
         statement = "DELETE FROM citadel.things WHERE kind = %s AND id = %s AND owner = %s"
         return bool(self._do(lambda connection: connection.execute(statement, (kind, ident, owner)).rowcount))
+
+    def configure(self, version: Version, settings: Mapping[str, Any]) -> int:
+        def work(connection: psycopg.Connection) -> int:
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+            question = f"SELECT name, value FROM ({_LAST}) AS last WHERE value IS NOT NULL AND host = %s"
+            known: dict[str, Any] = dict(connection.execute(question, (version.host,)).fetchall())
+            names = changed(known, settings)
+            for name in names:
+                values = (Jsonb(one[name]) if name in one else None for one in (settings, known))
+                connection.execute(_CHANGE, (*version, name, *values))
+            return len(names)
+
+        return self._do(work)
+
+    def configuration(self, name: str) -> list[dict[str, Any]]:
+        question = f"SELECT * FROM ({_LAST}) AS last WHERE value IS NOT NULL AND {_BELOW} ORDER BY name"
+        return self._changes(question, {"name": name})
+
+    def changes(self, name: str, after: int | None, limit: int) -> list[dict[str, Any]]:
+        question = (
+            f"SELECT {_COLUMNS} FROM citadel.configuration "
+            f"WHERE {_BELOW} AND (%(after)s::bigint IS NULL OR number < %(after)s) ORDER BY number DESC LIMIT %(limit)s"
+        )
+        return self._changes(question, {"name": name, "after": after, "limit": limit})
+
+    def _changes(self, question: LiteralString, told: dict[str, Any]) -> list[dict[str, Any]]:
+        rows = self._do(lambda connection: connection.execute(question, told).fetchall())
+        found = [dict(zip(CHANGE, row, strict=True)) for row in rows]
+        return [one | {"changed_at": one["changed_at"].isoformat()} for one in found]
+
+    def thin(self, kind: str, owner: str, most: int, most_bytes: int) -> int:
+        told = {"kind": kind, "owner": owner, "most": most, "bytes": most_bytes}
+        statement = (
+            "DELETE FROM citadel.things WHERE kind = %(kind)s AND owner = %(owner)s AND id IN (SELECT id FROM ("
+            "SELECT id, row_number() OVER newest AS place, sum(pg_column_size(body)) OVER newest AS total "
+            "FROM citadel.things WHERE kind = %(kind)s AND owner = %(owner)s "
+            "WINDOW newest AS (ORDER BY created_at DESC, id DESC ROWS UNBOUNDED PRECEDING)"
+            ") AS placed WHERE place > %(most)s OR total > %(bytes)s)"
+        )
+        return int(self._do(lambda connection: connection.execute(statement, told).rowcount))
 
     def aggregate(self, now: datetime) -> None:
         def work(connection: psycopg.Connection) -> None:
@@ -255,6 +299,24 @@ class Postgres:
 
     def _tables(self, connection: psycopg.Connection) -> list[sql.Identifier]:
         return [sql.Identifier(schema, "llm_model_requests") for schema in self._ours(connection)]
+
+
+_COLUMNS: LiteralString = "number, host, version, changed_by, changed_from, changed_at, name, value, previous"
+_LAST: LiteralString = (
+    f"SELECT DISTINCT ON (host, name) {_COLUMNS} FROM citadel.configuration ORDER BY host, name, number DESC"
+)
+# of a setting or what is below it
+_BELOW: LiteralString = "(%(name)s = '' OR name = %(name)s OR starts_with(name, %(name)s || '.'))"
+_CHANGE: LiteralString = (
+    "INSERT INTO citadel.configuration "
+    "(host, version, changed_by, changed_from, changed_at, name, value, previous) "
+    "VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
+)
+
+
+def _dumps(body: Any) -> str:
+    """PostgreSQL has no text with a zero byte, in JSON neither."""
+    return _ZERO.sub(r"\1\\ufffd", json.dumps(body))
 
 
 def _insert(schema: str) -> sql.Composed:

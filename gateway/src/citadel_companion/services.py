@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import httpx
-from fastapi import Header
+from fastapi import Depends, Header
 
 from citadel_companion.config import Config
 from citadel_companion.store import Store, StoreError
@@ -44,6 +44,12 @@ async def asker(
     return Asker(x_citadel_principal, x_citadel_address, x_citadel_role, x_citadel_tier)
 
 
+async def administrator(who: Annotated[Asker, Depends(asker)]) -> Asker:
+    if who.role != "admin":
+        raise Problem(403, "role_not_allowed", "This needs an API key with the role admin.")
+    return who
+
+
 class Services:
     def __init__(self, config: Config, store: Store) -> None:
         self.config = config
@@ -57,13 +63,17 @@ class Services:
 
     async def kept(self, work: Callable[..., Result], *values: Any) -> Result:
         """A method of the store, off the loop; one at a time, since it is made for one thread."""
+        try:
+            # whoever leaves does not stop the thread, and the next turn is not before its end
+            return await asyncio.shield(self._alone(work, *values))
+        except StoreError as error:
+            raise Problem(
+                503, "store_unavailable", "What is kept cannot be read now; models are not affected."
+            ) from error
+
+    async def _alone(self, work: Callable[..., Result], *values: Any) -> Result:
         async with self._turn:
-            try:
-                return await asyncio.to_thread(work, *values)
-            except StoreError as error:
-                raise Problem(
-                    503, "store_unavailable", "What is kept cannot be read now; models are not affected."
-                ) from error
+            return await asyncio.to_thread(work, *values)
 
     @asynccontextmanager
     async def ask(

@@ -79,7 +79,7 @@ def _venv(name: str, requirement: str) -> Path:
     return folder / "bin"
 
 
-def _citadel(folder: Path, backend: int, server: str = "", sections: str = "") -> list[str]:
+def _citadel(folder: Path, backend: int, server: str = "", more: str = "") -> list[str]:
     """With everything on: a key, limits of every kind, metrics, access and audit log."""
     plenty = 10**8
     (folder / "gateway.yml").write_text(f"""
@@ -99,7 +99,7 @@ models:
   {MODEL}:
     {{context: 200000, limit_class: light, concurrency: 1000,
       replicas: [{{name: {MODEL}, url: "http://127.0.0.1:{backend}"}}]}}
-{sections}
+{more}
 """)
     command = [RUNTIME.python, "-m", "citadel_gateway"]
     made = subprocess.run(
@@ -122,8 +122,15 @@ def _citadel_tls(folder: Path, backend: int) -> list[str]:
     return _citadel(folder, backend, f", tls: {{certificate: {pair.certificate}, key: {pair.key}}}")
 
 
-def _citadel_cached(folder: Path, backend: int) -> list[str]:
-    return _citadel(folder, backend, sections="cache: {policy: on_request}")
+def citadel_with(name: str, more: Callable[[Path], str]) -> Contender:
+    """The gateway with something more in its configuration."""
+    return Contender(
+        name,
+        _own_version,
+        lambda folder, backend: _citadel(folder, backend, more=more(folder)),
+        _citadel_headers,
+        environment=_own_environment,
+    )
 
 
 def _vllm_router(_: Path, backend: int) -> list[str]:
@@ -229,9 +236,6 @@ ENCRYPTED = {
     ),
     "HAProxy": Contender("HAProxy", _haproxy_version, _haproxy_tls, scheme="https"),
 }
-
-# answers again what it is asked again, where a request asks for that
-CACHED = Contender("citadel-gateway", _own_version, _citadel_cached, _citadel_headers, environment=_own_environment)
 
 
 class Running:
