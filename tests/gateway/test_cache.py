@@ -619,8 +619,10 @@ class TestRedis:
     async def test_without_it_there_is_the_memory(self, redis: RedisServer) -> None:
         async with shared(redis) as lab:
             _, admin = lab.key(role="admin")
+            assert lab.metric("llm_redis_up", use="answers") == 1
             redis.kill()
             assert await twice(lab) == ["miss", "hit"]
+            assert lab.metric("llm_redis_up", use="answers") == 0
             answer = await lab.client.post(f"{lab.url('management')}/management/cache/clear", headers=admin)
             assert (answer.status_code, code_of(answer)) == (503, "redis_unavailable")
             assert outcome(await ask(lab)) == "miss"

@@ -177,6 +177,7 @@ class Limits(Section):
     address: Rates = Rates(requests_per_minute=60, concurrent=5)
     classes: dict[str, Rates] = {}
     tiers: dict[str, Tier]
+    shared: bool = False
 
 
 class Admission(Section):
@@ -360,6 +361,10 @@ class Config(Section):
         if self.profile == "production" and self.auth.anonymous.enabled:
             wrong.append("auth.anonymous.enabled: true is for development; set it to false or profile to development")
         redis = self.redis
+        if self.limits.shared and redis is None:
+            wrong.append(
+                "limits.shared: true needs a Redis that all gateways reach; add redis.address or set it to false"
+            )
         if redis is not None and redis.user is not None and redis.password_file is None:
             wrong.append(f"redis.user: {redis.user!r} is of no use without a password; add redis.password_file")
         if redis is not None and redis.tls is not None and redis.address.startswith("/"):
