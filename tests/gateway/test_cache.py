@@ -186,6 +186,17 @@ async def test_another_revision_of_a_model_answers_itself() -> None:
         assert await twice(lab) == ["miss", "hit"]
 
 
+async def test_what_waited_while_the_model_was_started_anew_is_not_kept() -> None:
+    """It may have come back with other files, and the deployment's word of it comes later."""
+    async with running(CACHE) as lab:
+        await lab.simulators["phi"].stop(abruptly=True)
+        task = asyncio.create_task(ask(lab))
+        await until(lambda: lab.gateway.admission.waiting == 1)
+        await lab.simulators["phi"].start()
+        assert outcome(await task) == "miss"
+        assert await twice(lab) == ["miss", "hit"]
+
+
 class TestKeys:
     async def test_how_it_is_written_does_not_matter(self) -> None:
         async with running(CACHE) as lab:

@@ -54,12 +54,13 @@ class Flight:
 class Lookup:
     """What was looked for in vain, and may be kept when it is there."""
 
-    __slots__ = ("flight", "generation", "key", "model")
+    __slots__ = ("flight", "generation", "key", "model", "starts")
 
     def __init__(self, key: bytes, model: Model, generation: int) -> None:
         self.key = key
         self.model = model
         self.generation = generation
+        self.starts = _starts(model)
         self.flight: Flight | None = None
 
 
@@ -134,8 +135,7 @@ class Cache:
         self._awaited -= 1
         entry: Entry | None = None
         try:
-            # what another model has answered is not this one's answer
-            if answer is not None and not exchange.passed and lookup.generation == self._generation:
+            if answer is not None and self._is_of(exchange, lookup):
                 entry = self._kept(exchange, lookup, answer)
         finally:
             self._land(lookup, entry, exchange)
@@ -235,6 +235,12 @@ class Cache:
         if self.behind is not None:
             self.behind.put(entry)
 
+    def _is_of(self, exchange: Exchange, lookup: Lookup) -> bool:
+        """Whether the answer is that of the model that was asked: neither another one's, nor that of what has been
+        started in its place meanwhile, which may have other files."""
+        same = lookup.generation == self._generation and lookup.starts == _starts(lookup.model)
+        return same and not exchange.passed
+
     def _land(self, lookup: Lookup, entry: Entry | None, exchange: Exchange) -> None:
         flight = lookup.flight
         if flight is None:
@@ -246,6 +252,10 @@ class Cache:
 
     def _evicted(self, model: str) -> None:
         self._metrics.cache_evictions.labels(model).inc()
+
+
+def _starts(model: Model) -> int:
+    return sum([replica.restarts for replica in model.replicas])
 
 
 async def _landed(flight: Flight, deadline: float) -> bool:
