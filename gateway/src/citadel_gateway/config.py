@@ -323,6 +323,7 @@ class Cache(Section):
     policy: CachePolicy = "on_request"
     memory_bytes: Positive = 128 * 1024 * 1024
     answer_bytes: Positive = 1024 * 1024
+    database: Annotated[int, Field(ge=0)] | None = 1  # of the section redis
     ttl: Ttl = Ttl()
 
 

@@ -29,6 +29,7 @@ from citadel_gateway.walk import Walk
 if TYPE_CHECKING:
     from typing import Any
 
+    from citadel_gateway.behind import Behind
     from citadel_gateway.budget import Budget
     from citadel_gateway.config import Config
     from citadel_gateway.redis_client import Redis
@@ -96,6 +97,7 @@ class Gateway:
         self.stopping = False
         self.prober: Prober | None = None
         self._sweeper: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None  # of a cache that is no longer wanted
 
     def start(self) -> None:
         """Begin to look after the replicas and the running requests; needs the loop."""
@@ -107,6 +109,8 @@ class Gateway:
             self.spool.start()
         if self.limits.shared is not None:
             self.limits.shared.start()
+        if self.cache is not None:
+            self.cache.start()
         self.audit.event("start", models=list(self.fleet.models))
 
     async def close(self) -> None:
@@ -121,6 +125,8 @@ class Gateway:
             await self.spool.close()
         if self.limits.shared is not None:
             await self.limits.shared.close()
+        if self.cache is not None:
+            await self.cache.close()
         for replica in self.fleet.replicas():
             replica.pool.close()
         self.keys.write_uses()
@@ -151,7 +157,7 @@ class Gateway:
         self.admission.apply(fresh.admission)
         self.limits.apply(fresh.limits)
         self.identity.apply(fresh)
-        self._set_steps(fresh)
+        self._change_cache(fresh)
         self.proxies = TrustedProxies(fresh.server.trusted_proxies)
         for budget in self.budgets.values():
             budget.apply(fresh.server)
@@ -168,9 +174,12 @@ class Gateway:
         if config.cache is None:
             self.cache = None
         elif self.cache is None:
-            self.cache = Cache(config.cache, self.metrics)
+            self.cache = Cache(config.cache, self.metrics, self._behind(config, config.cache.database))
         else:
             self.cache.apply(config.cache)
+        self.redis.pop("answers", None)
+        if self.cache is not None and self.cache.behind is not None:
+            self.redis["answers"] = self.cache.behind.redis
         # what is put into the context is a part of what the cache is asked for
         steps: list[Step] = []
         if config.knowledge is not None and config.companion is not None:
@@ -178,6 +187,23 @@ class Gateway:
         if self.cache is not None:
             steps.append(self.cache)
         self.steps = tuple(steps)
+
+    def _change_cache(self, fresh: Config) -> None:
+        before = self.cache
+        self._set_steps(fresh)
+        if self.cache is before:
+            return
+        if self.cache is not None:
+            self.cache.start()
+        if before is not None:
+            self._closing = asyncio.create_task(before.close())
+
+    def _behind(self, config: Config, database: int | None) -> Behind | None:
+        if config.redis is None or database is None:
+            return None
+        from citadel_gateway.behind import Behind  # noqa: PLC0415 - most gateways have no Redis
+
+        return Behind(config.redis, database, self.metrics)
 
     def _cached(self, model: str) -> int:
         return self.cache.answers.models.get(model, 0) if self.cache is not None else 0

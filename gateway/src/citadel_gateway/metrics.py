@@ -84,6 +84,9 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
+        self.cache_redis = Counter(
+            "llm_cache_redis_total", "What Redis did for the cache", ["outcome"], registry=registry
+        )
         self.engine_deaths = Counter(
             "llm_engine_deaths_total",
             "Engines that died with a request in flight",

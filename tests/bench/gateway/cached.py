@@ -1,6 +1,6 @@
 """What an answer of the cache takes, beside one that a model server gives at once.
 
-    python -m tests.bench.gateway.cached [--seconds 3] [--python P] [--compiled F]
+    PYTHONPATH=gateway/src python -m tests.bench.gateway.cached [--seconds 3] [--python P] [--compiled F]
 
 The clients and the model server share a core, so that the rates are rather theirs; the time that the gateway takes for
 a request is its own.
@@ -21,10 +21,11 @@ from typing import NamedTuple
 
 import uvloop
 
-from tests.bench.gateway.contenders import CACHED, CONTENDERS, LOAD_CORE, MODEL, PORT, ROOT, RUNTIME, Running
+from tests.bench.gateway.contenders import CONTENDERS, LOAD_CORE, MODEL, PORT, ROOT, RUNTIME, Running, citadel_with
 from tests.bench.gateway.report import percentile
 
 BACKEND = 19002
+CACHED = citadel_with("citadel-gateway", lambda _: "cache: {policy: on_request}")
 CONNECTIONS = 16
 WAYS = {
     "without a cache": {},
