@@ -15,8 +15,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
-from citadel_companion import __version__
+from citadel_companion import __version__, batches, files, forgetting
 from citadel_companion.config import Config
+from citadel_companion.runner import Runner
 from citadel_companion.services import Asker, Problem, Services, asker
 from citadel_companion.shipping import Shipper
 from citadel_companion.store import Feedback, opened
@@ -38,6 +39,8 @@ def application(config: Config) -> FastAPI:
     services = Services(config, opened(config))  # a connection of its own: nobody waits for a batch of the shipper's
     shipper = Shipper(Path(config.spool), opened(config), config.retention.model_dump())
     kept, store = services.kept, services.store
+    shelves = files.Files(services)
+    runner = Runner(shelves)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -49,6 +52,12 @@ def application(config: Config) -> FastAPI:
 
     app = FastAPI(title="Citadel companion", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.shipper = shipper
+    for part in (
+        files.routes(shelves),
+        batches.routes(batches.Batches(runner)),
+        forgetting.routes(forgetting.Forgetter(services, shipper, runner)),
+    ):
+        app.include_router(part)
 
     @app.exception_handler(Problem)
     async def told(_: Request, problem: Problem) -> JSONResponse:
@@ -108,13 +117,23 @@ def application(config: Config) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
-        return PlainTextResponse(generate_latest(figures(shipper)), media_type="text/plain; version=0.0.4")
+        found = await asyncio.to_thread(figures, shipper, runner)
+        return PlainTextResponse(generate_latest(found), media_type="text/plain; version=0.0.4")
 
     return app
 
 
-def figures(shipper: Shipper) -> CollectorRegistry:
+def figures(shipper: Shipper, runner: Runner) -> CollectorRegistry:
     registry = CollectorRegistry()
+    Gauge("citadel_companion_batches_ready", "Whether batches run", registry=registry).set(runner.resumed.is_set())
+    Gauge("citadel_companion_batches_open", "Batches that are not over", registry=registry).set(len(runner.jobs))
+    lines = Counter(
+        "citadel_companion_batch_lines", "Lines of batches, by how they ended", ["outcome"], registry=registry
+    )
+    for outcome, count in runner.lines.items():
+        lines.labels(outcome).inc(count)
+    held = runner.files.shelf.held()
+    Gauge("citadel_companion_files_bytes", "Bytes of files that are kept", registry=registry).set(held.size)
     Counter("citadel_companion_shipped", "Records that were kept", registry=registry).inc(shipper.shipped)
     Counter("citadel_companion_torn_lines", "Lines of the spool that were no record", registry=registry).inc(
         shipper.torn
