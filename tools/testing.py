@@ -120,9 +120,10 @@ def prove_alerts() -> None:
 def as_deployed(journal: Journal) -> None:
     """The gateway's tests once more, on the compiled path that a release has."""
     compiled = toolchain.compiled(journal, toolchain.program("python"))
-    tests: list[str | Path] = [toolchain.program("pytest"), RERUN, f"--override-ini=pythonpath={compiled} ."]
-    tests += ["tests/gateway", "tests/chaos/gateway"]
-    paths = {**toolchain.environment(), "PYTHONPATH": f"{compiled}:{ROOT}"}
+    # the companion beside it stays as it is
+    tests: list[str | Path] = [toolchain.program("pytest"), RERUN]
+    tests += [f"--override-ini=pythonpath={compiled} gateway/src .", "tests/gateway", "tests/chaos/gateway"]
+    paths = {**toolchain.environment(), "PYTHONPATH": f"{compiled}:{ROOT / 'gateway/src'}:{ROOT}"}
     journal.phase("tests of the compiled gateway", tests, paths, verdict)
 
 

@@ -25,9 +25,9 @@ MODEL = "phi-3-mini"
 QUESTION = {"model": MODEL, "messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 8}
 
 
-def put(llm: Host, lab: Lab, folder: Path, name: str, address: str) -> ssl.SSLContext:
+def put(llm: Host, folder: Path, name: str, address: str, days: int = 30) -> ssl.SSLContext:
     """A new pair for the gateway, put there as whatever renews certificates does: key first, each by rename."""
-    pair = made(folder, name, address=address)
+    pair = made(folder, name, days, address)
     llm.check_output(f"install -d -m 0750 -g agent0 {PLACE}")
     for source, target, mode in ((pair.key, "server.key", "0640"), (pair.certificate, "server.pem", "0644")):
         text = Path(source).read_text()
@@ -42,7 +42,7 @@ def trust(
 ) -> Iterator[ssl.SSLContext]:
     """What a client trusts of the gateway in production; in the end the release before serves again."""
     folder = tmp_path_factory.mktemp("tls")
-    trust = put(llm, lab, folder, "first", address["llm-01"])
+    trust = put(llm, folder, "first", address["llm-01"])
     before, sshd = live(llm), llm.check_output("sshd -T")
     play(
         "site.yml",
@@ -146,7 +146,7 @@ def test_a_renewed_certificate_is_taken_over_and_cuts_no_stream(
 
     reader = threading.Thread(target=stream)
     reader.start()
-    new = put(llm, lab, tmp_path, "second", host)
+    new = put(llm, tmp_path, "second", host)
 
     def accepted() -> bool:
         try:
@@ -159,3 +159,26 @@ def test_a_renewed_certificate_is_taken_over_and_cuts_no_stream(
         ask(host, trust, path="/health")
     reader.join(120)
     assert streamed and streamed[0].rstrip().endswith(b"data: [DONE]")
+
+
+def test_somebody_is_told_of_a_certificate_that_nobody_renews(
+    llm: Host,
+    address: dict[str, str],
+    ask: Callable[..., Any],
+    eventually: Callable[..., None],
+    trust: ssl.SSLContext,
+    tmp_path: Path,
+) -> None:
+    def told() -> list[dict[str, Any]]:
+        """What Alertmanager has to send, and to whom."""
+        url = f"http://{address['metrics-01']}:9093/api/v2/alerts?active=true&filter=citadel_host=%22llm-01%22"
+        return [one for one in ask(url) if one["labels"]["alertname"] == "CertificateExpiresSoon"]
+
+    assert not told()
+    put(llm, tmp_path, "short", address["llm-01"], days=2)
+    eventually(told, bool, seconds=240)
+    (alert,) = told()
+    assert "valid for 1.9" in alert["annotations"]["summary"]
+    assert alert["labels"]["severity"] == "critical"
+    put(llm, tmp_path, "long", address["llm-01"])
+    eventually(told, lambda found: not found, seconds=240)

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
-from citadel_companion import __version__, batches, files, forgetting
+from citadel_companion import __version__, batches, files, forgetting, history
 from citadel_companion.config import Config
 from citadel_companion.runner import Runner
 from citadel_companion.services import Asker, Problem, Services, asker
@@ -37,7 +37,9 @@ class GivenFeedback(BaseModel):
 
 def application(config: Config) -> FastAPI:
     services = Services(config, opened(config))  # a connection of its own: nobody waits for a batch of the shipper's
-    shipper = Shipper(Path(config.spool), opened(config), config.retention.model_dump())
+    shipping = opened(config)
+    look = history.Historian(Path(config.release), shipping).look if config.release is not None else None
+    shipper = Shipper(Path(config.spool), shipping, config.retention.model_dump(), look)
     kept, store = services.kept, services.store
     shelves = files.Files(services)
     runner = Runner(shelves)
@@ -53,6 +55,7 @@ def application(config: Config) -> FastAPI:
     app = FastAPI(title="Citadel companion", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.shipper = shipper
     for part in (
+        history.routes(services),
         files.routes(shelves),
         batches.routes(batches.Batches(runner)),
         forgetting.routes(forgetting.Forgetter(services, shipper, runner)),

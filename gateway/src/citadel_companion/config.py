@@ -74,6 +74,7 @@ class Config(Section):
     gateway: str | None = None  # its socket for what is asked of models in the name of a client
     state: str  # folder of the embedded database and of what is half done
     spool: str
+    release: str | None = None  # the link to the live one, whose settings are kept with their history
     database: Database | None = None
     # model -> the schema that has its table
     schemas: dict[str, Annotated[str, Field(pattern=f"^{SCHEMA}$")]] = {}

@@ -11,7 +11,7 @@ from typing import Any
 
 from citadel_companion.config import Config
 from citadel_companion.records import Row
-from citadel_companion.store import Feedback, StoreError, Thing
+from citadel_companion.store import CHANGE, Feedback, StoreError, Thing, Version, changed
 
 TABLES = f"""
 CREATE TABLE IF NOT EXISTS llm_model_requests ({", ".join(Row._fields)}, PRIMARY KEY (request_id)) WITHOUT ROWID;
@@ -24,8 +24,16 @@ CREATE TABLE IF NOT EXISTS feedback (
 CREATE TABLE IF NOT EXISTS things ({", ".join(Thing._fields)}, PRIMARY KEY (kind, id)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS things_of_owner ON things (kind, owner, created_at, id);
 CREATE INDEX IF NOT EXISTS things_by_expiry ON things (expires_at);
+CREATE TABLE IF NOT EXISTS configuration (number INTEGER PRIMARY KEY AUTOINCREMENT, {", ".join(CHANGE[1:])});
+CREATE INDEX IF NOT EXISTS configuration_of_host ON configuration (host, name, number);
 """
 
+_LAST = (
+    "FROM configuration AS one WHERE number = "
+    "(SELECT max(number) FROM configuration AS other WHERE other.host = one.host AND other.name = one.name)"
+)
+# of a setting or what is below it
+_BELOW = "(:name = '' OR name = :name OR substr(name, 1, length(:name) + 1) = :name || '.')"
 _VALID = "(expires_at IS NULL OR expires_at > ?)"
 
 
@@ -125,6 +133,38 @@ class Embedded:
         )
         return bool(rows)
 
+    def configure(self, version: Version, settings: Mapping[str, Any]) -> int:
+        rows = self._run(f"SELECT name, value {_LAST} AND value IS NOT NULL AND host = ?", (version.host,))
+        known = {name: json.loads(value) for name, value in rows}
+        names = changed(known, settings)
+        said = (version.host, version.version, version.changed_by, version.changed_from, _text(version.changed_at))
+        told = [
+            (*said, name, *(json.dumps(one[name]) if name in one else None for one in (settings, known)))
+            for name in names
+        ]
+        statement = f"INSERT INTO configuration ({', '.join(CHANGE[1:])}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        try:
+            with self._open as connection:
+                connection.executemany(statement, told)
+        except sqlite3.Error as error:
+            self.close()
+            raise StoreError(f"{self._path}: {error}") from error
+        return len(told)
+
+    def configuration(self, name: str) -> list[dict[str, Any]]:
+        rows = self._run(
+            f"SELECT {', '.join(CHANGE)} {_LAST} AND value IS NOT NULL AND {_BELOW} ORDER BY name", {"name": name}
+        )
+        return [_change(row) for row in rows]
+
+    def changes(self, name: str, after: int | None, limit: int) -> list[dict[str, Any]]:
+        rows = self._run(
+            f"SELECT {', '.join(CHANGE)} FROM configuration WHERE {_BELOW} AND (:after IS NULL OR number < :after) "
+            "ORDER BY number DESC LIMIT :limit",
+            {"name": name, "after": after, "limit": limit},
+        )
+        return [_change(row) for row in rows]
+
     def aggregate(self, now: datetime) -> None:
         """A file is small enough to be asked each time."""
 
@@ -159,3 +199,9 @@ def _thing(row: Sequence[Any]) -> Thing:
     kind, ident, owner, created, expires, body = row
     until = datetime.fromisoformat(expires) if expires is not None else None
     return Thing(kind, ident, owner, datetime.fromisoformat(created), until, json.loads(body))
+
+
+def _change(row: Sequence[Any]) -> dict[str, Any]:
+    *said, value, previous = row
+    values = (json.loads(one) if one is not None else None for one in (value, previous))
+    return dict(zip(CHANGE, (*said, *values), strict=True))

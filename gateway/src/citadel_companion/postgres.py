@@ -13,9 +13,9 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from citadel_companion.config import Config, Database, schema_of
-from citadel_companion.migrate import MigrationError, migrate, said
+from citadel_companion.migrate import LOCK, MigrationError, migrate, said
 from citadel_companion.records import Row
-from citadel_companion.store import Feedback, StoreError, Thing
+from citadel_companion.store import CHANGE, Feedback, StoreError, Thing, Version, changed
 
 Result = TypeVar("Result")
 PERIODS = (300, 3600, 86_400, 604_800)  # seconds
@@ -140,6 +140,35 @@ class Postgres:
         statement = "DELETE FROM citadel.things WHERE kind = %s AND id = %s AND owner = %s"
         return bool(self._do(lambda connection: connection.execute(statement, (kind, ident, owner)).rowcount))
 
+    def configure(self, version: Version, settings: Mapping[str, Any]) -> int:
+        def work(connection: psycopg.Connection) -> int:
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+            question = f"SELECT name, value FROM ({_LAST}) AS last WHERE value IS NOT NULL AND host = %s"
+            known: dict[str, Any] = dict(connection.execute(question, (version.host,)).fetchall())
+            names = changed(known, settings)
+            for name in names:
+                values = (Jsonb(one[name]) if name in one else None for one in (settings, known))
+                connection.execute(_CHANGE, (*version, name, *values))
+            return len(names)
+
+        return self._do(work)
+
+    def configuration(self, name: str) -> list[dict[str, Any]]:
+        question = f"SELECT * FROM ({_LAST}) AS last WHERE value IS NOT NULL AND {_BELOW} ORDER BY name"
+        return self._changes(question, {"name": name})
+
+    def changes(self, name: str, after: int | None, limit: int) -> list[dict[str, Any]]:
+        question = (
+            f"SELECT {_COLUMNS} FROM citadel.configuration "
+            f"WHERE {_BELOW} AND (%(after)s::bigint IS NULL OR number < %(after)s) ORDER BY number DESC LIMIT %(limit)s"
+        )
+        return self._changes(question, {"name": name, "after": after, "limit": limit})
+
+    def _changes(self, question: LiteralString, told: dict[str, Any]) -> list[dict[str, Any]]:
+        rows = self._do(lambda connection: connection.execute(question, told).fetchall())
+        found = [dict(zip(CHANGE, row, strict=True)) for row in rows]
+        return [one | {"changed_at": one["changed_at"].isoformat()} for one in found]
+
     def aggregate(self, now: datetime) -> None:
         def work(connection: psycopg.Connection) -> None:
             for table in self._tables(connection):
@@ -255,6 +284,19 @@ class Postgres:
 
     def _tables(self, connection: psycopg.Connection) -> list[sql.Identifier]:
         return [sql.Identifier(schema, "llm_model_requests") for schema in self._ours(connection)]
+
+
+_COLUMNS: LiteralString = "number, host, version, changed_by, changed_from, changed_at, name, value, previous"
+_LAST: LiteralString = (
+    f"SELECT DISTINCT ON (host, name) {_COLUMNS} FROM citadel.configuration ORDER BY host, name, number DESC"
+)
+# of a setting or what is below it
+_BELOW: LiteralString = "(%(name)s = '' OR name = %(name)s OR starts_with(name, %(name)s || '.'))"
+_CHANGE: LiteralString = (
+    "INSERT INTO citadel.configuration "
+    "(host, version, changed_by, changed_from, changed_at, name, value, previous) "
+    "VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
+)
 
 
 def _insert(schema: str) -> sql.Composed:

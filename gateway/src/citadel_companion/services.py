@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import httpx
-from fastapi import Header
+from fastapi import Depends, Header
 
 from citadel_companion.config import Config
 from citadel_companion.store import Store, StoreError
@@ -42,6 +42,12 @@ async def asker(
     if not x_citadel_principal:
         raise Problem(401, "unknown_principal", "The gateway has not said who asks.")
     return Asker(x_citadel_principal, x_citadel_address, x_citadel_role, x_citadel_tier)
+
+
+async def administrator(who: Annotated[Asker, Depends(asker)]) -> Asker:
+    if who.role != "admin":
+        raise Problem(403, "role_not_allowed", "This needs an API key with the role admin.")
+    return who
 
 
 class Services:

@@ -27,10 +27,13 @@ CHORES = 60.0  # seconds between two looks at aggregates and what has expired
 class Shipper:
     """A thread of its own, so that a database that hangs holds up nobody who asks for something else."""
 
-    def __init__(self, folder: Path, store: Store, retention: dict[str, int]) -> None:
+    def __init__(
+        self, folder: Path, store: Store, retention: dict[str, int], look: Callable[[], None] | None = None
+    ) -> None:
         self._folder = folder
         self._store = store
         self._retention = retention
+        self._look = look  # at whatever else is to be kept
         self._offsets: dict[str, int] = {}
         self._prepared = False
         self._chores_at = 0.0
@@ -132,6 +135,8 @@ class Shipper:
             logger.warning("a line of %d bytes in the spool was cut off or altered", size)
 
     def _chores(self) -> None:
+        if self._look is not None:
+            self._look()
         now = time.monotonic()
         if now < self._chores_at:
             return

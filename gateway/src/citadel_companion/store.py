@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
@@ -41,6 +42,29 @@ class Thing(NamedTuple):
     body: dict[str, Any]
 
 
+class Version(NamedTuple):
+    """Of a host's configuration: which, by whom, from which state of the repository."""
+
+    host: str
+    version: str
+    changed_by: str
+    changed_from: str
+    changed_at: datetime
+
+
+# of a change, as clients get it
+CHANGE = ("number", "host", "version", "changed_by", "changed_from", "changed_at", "name", "value", "previous")
+
+
+def changed(known: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """The names whose value is another one, is new or is gone."""
+
+    def told(values: Mapping[str, Any], name: str) -> str | None:
+        return json.dumps(values[name], sort_keys=True) if name in values else None
+
+    return sorted(name for name in known.keys() | settings.keys() if told(known, name) != told(settings, name))
+
+
 class Store(Protocol):
     """Used by one thread at a time."""
 
@@ -69,6 +93,15 @@ class Store(Protocol):
 
     def drop(self, kind: str, ident: str, owner: str) -> bool:
         """Whether it was there."""
+
+    def configure(self, version: Version, settings: Mapping[str, Any]) -> int:
+        """Keep what differs from what its host had before; how many settings those were."""
+
+    def configuration(self, name: str) -> list[dict[str, Any]]:
+        """The last change of each setting of that name or below it; what was taken away is not there."""
+
+    def changes(self, name: str, after: int | None, limit: int) -> list[dict[str, Any]]:
+        """The newest first, those before the number `after`."""
 
     def aggregate(self, now: datetime) -> None:
         """The figures of periods that are over, once more or for the first time."""

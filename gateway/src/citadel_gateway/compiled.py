@@ -35,6 +35,7 @@ MODULES = (
     "routes",
     "secured",
     "settlement",
+    "spool",
     "sse",
     "step",
     "walk",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import itertools
 import os
 import time
 import zlib
@@ -189,12 +190,10 @@ def size_of(folder: Path) -> int:
 
 def ids() -> Iterator[str]:
     """UUIDs of version 8: random for each process, counted within it; making one costs no system call."""
-    start = os.urandom(8).hex()
-    prefix = f"{start[:8]}-{start[8:12]}-8{start[13:]}-8"
-    number = 0
-    while True:
-        yield f"{prefix}{number >> 48:03x}-{number & 0xFFFFFFFFFFFF:012x}"
-        number += 1
+    start = os.urandom(9).hex()
+    prefix = f"{start[:8]}-{start[8:12]}-8{start[12:15]}-8{start[15:18]}-"
+    for number in itertools.count():
+        yield f"{prefix}{number:012x}"
 
 
 def entry(record: Record, ident: str) -> dict[str, Any]:
@@ -219,11 +218,15 @@ def entry(record: Record, ident: str) -> dict[str, Any]:
         "cached_tokens": exchange.cached_tokens,
         "exact": exchange.usage_exact,
         "charged": exchange.charged,
-        "latency_ms": round(record.seconds * 1000, 3),
-        "queue_ms": round(exchange.queued * 1000, 3),
-        "first_ms": round(first * 1000, 3) if first is not None else None,
+        "latency_ms": _ms(record.seconds),
+        "queue_ms": _ms(exchange.queued),
+        "first_ms": _ms(first) if first is not None else None,
         "retries": exchange.retries,
     }
+
+
+def _ms(seconds: float) -> float:
+    return int(seconds * 1e6) / 1e3  # round() costs twice as much
 
 
 # what reads
