@@ -73,7 +73,7 @@ async def _usage_is(beside: Beside, count: int, user: str = "key:a") -> None:
     client = beside.client(user)
 
     async def reached() -> bool:
-        return sum(one["requests"] for one in (await client.get("/v1/usage"))["data"]) == count
+        return bool(sum(one["requests"] for one in (await client.get("/v1/usage"))["data"]) == count)
 
     await eventually(reached, 20)
 
