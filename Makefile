@@ -34,6 +34,7 @@ fuzz: ## strange requests beside an innocent client, on simulated models or ADDR
 prove-alerts: ## faults on a lab that stands, followed until somebody is told and until it is over: SECONDS=600 of health before
 bench-deploy: ## time a cold demo, a warm one, and a deploy that changes nothing
 bench-gateway: ## the gateway beside others, in one run
+bench-companion: ## what usage, cache and shared limits cost the gateway, and how quick they are
 bench-hostile: ## hostile clients beside an innocent one, for half an hour, on the gateway and on others
 bench-serving: ## tuned vLLM and its variants beside an untuned one and llama.cpp; vectors that have to mean something
 bench-host: ## what hugepages, governor, NUMA, cores and read-ahead are worth to a model that serves
@@ -42,8 +43,8 @@ dashboards: ## what Grafana is given, from tools/dashboards; PICTURES=1 draws th
 lock: ## pin what requirements/*.in ask for anew, where that has changed: ONLY=gateway UPGRADE=fastapi
 
 VERBS = demo plan deploy rollback releases keys smoke status validate drift untune register unregister destroy capacity \
-	variants audit gateway check test mutate fuzz prove-alerts bench-deploy bench-gateway bench-hostile bench-serving \
-	bench-host bench-accuracy dashboards lock
+	variants audit gateway check test mutate fuzz prove-alerts bench-deploy bench-gateway bench-companion bench-hostile \
+	bench-serving bench-host bench-accuracy dashboards lock
 .PHONY: $(VERBS)
 $(VERBS):
 	@$(PYTHON) -m tools $@

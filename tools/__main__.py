@@ -38,6 +38,7 @@ VERBS: dict[str, Callable[[], None]] = {
     "prove-alerts": testing.prove_alerts,
     "bench-deploy": benchmark.deploy,
     "bench-gateway": benchmark.gateway,
+    "bench-companion": benchmark.companion,
     "bench-hostile": benchmark.hostile,
     "bench-serving": benchmark.serving,
     "bench-host": benchmark.host,

@@ -41,6 +41,11 @@ def gateway() -> None:
     beside_others("bench-gateway", "tests.bench.gateway", "--seconds", "6", *rest)
 
 
+def companion() -> None:
+    """What the gateway loses to its second half, and how quick that is."""
+    beside_others("bench-companion", "tests.bench.companion", "--write")
+
+
 def hostile() -> None:
     """What an innocent client sees of hostile ones: half an hour of them here, a shorter while elsewhere."""
     beside_others("bench-hostile", "tests.bench.hostile", "--seconds", "150", "--others", "20", "--write")

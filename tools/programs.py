@@ -52,6 +52,7 @@ ESTATE = frozenset(
     }
 )
 LAB = frozenset({"demo", "test", "bench-deploy", "destroy"})
+BESIDE_OTHERS = frozenset({"bench-gateway", "bench-companion", "bench-hostile"})
 CHECK = frozenset({"check", "test"})
 
 
@@ -123,13 +124,15 @@ NEEDS = (
     Need(PROMTOOL, CHECK, "promtool"),
     Need("prometheus-alertmanager", CHECK, "amtool prometheus-alertmanager"),
     # of the companion: a database of the tests' own
-    Need("postgresql", CHECK, there=lambda: any(Path("/usr/lib/postgresql").glob("*/bin/initdb"))),
-    Need("util-linux", CHECK, "runuser"),
+    Need(
+        "postgresql", CHECK | {"bench-companion"}, there=lambda: any(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    ),
+    Need("util-linux", CHECK | {"bench-companion"}, "runuser"),
     Need("util-linux", CHECK, "prlimit"),
     # of the role environment, which tests run on this machine too
     Need("util-linux", frozenset({"test"}), "flock"),
     # a core for each side of a measurement
-    Need("util-linux", frozenset({"bench-gateway", "bench-hostile", "bench-serving", "bench-host"}), "taskset"),
+    Need("util-linux", BESIDE_OTHERS | {"bench-serving", "bench-host"}, "taskset"),
     # vLLM asks it for the cores that it has
     Need("util-linux", frozenset({"bench-serving", "bench-host", "bench-accuracy"}), "lscpu"),
     # torch asks it for a digest before it compiles, which the untuned server does
@@ -149,18 +152,18 @@ NEEDS = (
     Need("systemd", CHECK, "systemd-analyze systemd-escape"),
     Need("openssh-client", CHECK, "ssh ssh-keygen"),
     # the gateway's path is compiled
-    Need("gcc", frozenset({"test", "bench-gateway", "bench-hostile"}), f"gcc {platform.machine()}-linux-gnu-gcc"),
-    Need("binutils", frozenset({"test", "bench-gateway", "bench-hostile", "bench-serving"}), "as ld"),
+    Need("gcc", BESIDE_OTHERS | {"test"}, f"gcc {platform.machine()}-linux-gnu-gcc"),
+    Need("binutils", BESIDE_OTHERS | {"test", "bench-serving"}, "as ld"),
     Need("python3-dev", LAB, there=lambda: Path(sysconfig.get_path("include"), "Python.h").is_file()),
     # measuring: the gateway as it is deployed, with the distribution's Python, beside others
     Need(
         "python3-dev",
-        frozenset({"bench-gateway", "bench-hostile"}),
+        BESIDE_OTHERS,
         there=lambda: any(Path("/usr/include").glob("python3*/Python.h")),
     ),
     Need("haproxy", frozenset({"bench-gateway"}), "haproxy"),
-    Need("nginx", frozenset({"bench-gateway"}), "nginx"),
-    Need("wrk", frozenset({"bench-gateway"}), "wrk"),
+    Need("nginx", frozenset({"bench-gateway", "bench-companion"}), "nginx"),
+    Need("wrk", frozenset({"bench-gateway", "bench-companion"}), "wrk"),
     Need("g++", frozenset({"bench-serving"}), "g++"),
     # llama.cpp is compiled for this processor
     Need("gcc", frozenset({"bench-serving"}), "gcc"),

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,23 +12,13 @@ from citadel_companion.config import Config
 from citadel_companion.embedded import Embedded
 from citadel_companion.store import Store
 from tests.companion.beside import Beside, FakeGateway, companion
-from tests.companion.databases import Cluster, Opened
+from tests.companion.databases import Cluster, Opened, running
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Cluster]:
-    user = "postgres" if os.geteuid() == 0 else None
-    folder = Path(tempfile.mkdtemp(prefix="citadel-postgres-", dir="/var/tmp"))
-    if user:
-        owner = pwd.getpwnam(user)
-        os.chown(folder, owner.pw_uid, owner.pw_gid)
-    cluster = Cluster(folder, user)
-    try:
-        cluster.start()
+    with running() as cluster:
         yield cluster
-        cluster.stop()
-    finally:
-        shutil.rmtree(folder)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

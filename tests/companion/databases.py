@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pwd
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -41,11 +46,11 @@ class Cluster:
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def start(self) -> None:
+    def start(self, *, durable: bool = False) -> None:
         self.run(
             "initdb", "--pgdata", str(self.folder / "data"), "--auth=trust", "--username=citadel_admin", "--no-sync"
         )
-        options = f"-c listen_addresses='' -c unix_socket_directories='{self.folder}' -c fsync=off"
+        options = f"-c listen_addresses='' -c unix_socket_directories='{self.folder}' -c fsync={durable}"
         log = str(self.folder / "log")
         self.run("pg_ctl", "start", "--wait", "--pgdata", str(self.folder / "data"), "--options", options, "--log", log)
 
@@ -78,3 +83,19 @@ class Cluster:
                 return connection.execute(tables.encode()).fetchall()
 
         yield Opened(lambda: Postgres(config, database), ids)
+
+
+@contextlib.contextmanager
+def running(*, durable: bool = False) -> Iterator[Cluster]:
+    user = "postgres" if os.geteuid() == 0 else None
+    folder = Path(tempfile.mkdtemp(prefix="citadel-postgres-", dir="/var/tmp"))
+    if user:
+        owner = pwd.getpwnam(user)
+        os.chown(folder, owner.pw_uid, owner.pw_gid)
+    cluster = Cluster(folder, user)
+    try:
+        cluster.start(durable=durable)
+        yield cluster
+        cluster.stop()
+    finally:
+        shutil.rmtree(folder)

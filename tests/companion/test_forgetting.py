@@ -81,7 +81,7 @@ async def _usage_is(beside: Beside, count: int, user: str = "key:a") -> None:
 async def test_it_is_an_administrators_to_say(beside: Beside) -> None:
     for client in (beside.client(), beside.client("key:b")):
         answer = await client.ask("DELETE", "/v1/users/key:a")
-        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_url")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "role_not_allowed")
         answer = await client.ask("POST", "/forget", json={"user": "key:a"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_url")
     admin = beside.client("key:admin", "admin")

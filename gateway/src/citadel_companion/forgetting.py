@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
 
 from citadel_companion.runner import Runner
-from citadel_companion.services import Asker, Problem, Services, asker
+from citadel_companion.services import Asker, Problem, Services, administrator
 from citadel_companion.shipping import Shipper
 from citadel_companion.store import FORGOTTEN, Thing
 
@@ -70,9 +70,7 @@ def routes(forgetter: Forgetter) -> APIRouter:
         return await forgetter.forget(given.user, "the host's root")
 
     @router.delete("/v1/users/{user}")
-    async def by_an_administrator(user: str, who: Annotated[Asker, Depends(asker)]) -> dict[str, Any]:
-        if who.role != "admin":
-            raise Problem(404, "unknown_url", "There is no DELETE /v1/users here for you; it needs the role admin.")
+    async def by_an_administrator(user: str, who: Annotated[Asker, Depends(administrator)]) -> dict[str, Any]:
         return await forgetter.forget(user, who.user)
 
     return router

@@ -79,7 +79,7 @@ def _venv(name: str, requirement: str) -> Path:
     return folder / "bin"
 
 
-def _citadel(folder: Path, backend: int, server: str = "") -> list[str]:
+def _citadel(folder: Path, backend: int, server: str = "", more: str = "") -> list[str]:
     """With everything on: a key, limits of every kind, metrics, access and audit log."""
     plenty = 10**8
     (folder / "gateway.yml").write_text(f"""
@@ -99,6 +99,7 @@ models:
   {MODEL}:
     {{context: 200000, limit_class: light, concurrency: 1000,
       replicas: [{{name: {MODEL}, url: "http://127.0.0.1:{backend}"}}]}}
+{more}
 """)
     command = [RUNTIME.python, "-m", "citadel_gateway"]
     made = subprocess.run(
@@ -119,6 +120,17 @@ def _citadel_headers(folder: Path) -> dict[str, str]:
 def _citadel_tls(folder: Path, backend: int) -> list[str]:
     pair = certificates.made(folder, "bench")
     return _citadel(folder, backend, f", tls: {{certificate: {pair.certificate}, key: {pair.key}}}")
+
+
+def citadel_with(name: str, more: Callable[[Path], str]) -> Contender:
+    """The gateway with something more in its configuration."""
+    return Contender(
+        name,
+        _own_version,
+        lambda folder, backend: _citadel(folder, backend, more=more(folder)),
+        _citadel_headers,
+        environment=_own_environment,
+    )
 
 
 def _vllm_router(_: Path, backend: int) -> list[str]:
