@@ -147,19 +147,22 @@ async def test_files_and_batches_of_others_are_not_there(beside: Beside) -> None
     assert answer.json()["error"]["message"] == f"{wrong} was uploaded for 'user_data', not for 'batch'."
 
 
-async def test_a_gateway_that_is_busy_or_away_fails_no_line(beside: Beside) -> None:
+async def test_a_gateway_that_is_busy_or_away_fails_no_line(config: Config, gateway: FakeGateway) -> None:
+    once = config.model_copy(update={"batches": Batches(attempts=1)})
+    async with companion(once, gateway) as beside:
+        await _is_patient(beside)
+
+
+async def _is_patient(beside: Beside) -> None:
     gateway, client = beside.gateway, beside.client()
-    gateway.script.extend(
-        [
-            refusal(429, "rate_limit_exceeded", retry_after="1", x_should_retry="true"),
-            *[refusal(503, "model_not_ready")] * 3,
-        ]
-    )
+    gateway.script.append(refusal(429, "rate_limit_exceeded", retry_after="1", x_should_retry="true"))
     began = time.monotonic()
-    ended = await client.over(await client.batch(jsonl(request("one"), request("two"))))
+    await client.over(await client.batch(jsonl(request("one"))))
     assert time.monotonic() - began >= 1.0, "it waits as long as it is told"
+    gateway.script.extend([refusal(503, "model_not_ready"), refusal(429, "too_many_concurrent_requests")])
+    ended = await client.over(await client.batch(jsonl(request("one"), request("two"))))
     assert ended["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
-    assert len(gateway.seen) >= 6
+    assert len(gateway.seen) == 6
     await gateway.stop()
     batch = await client.batch(jsonl(request("three")))
     await eventually(lambda: _is(client, batch, "in_progress"))

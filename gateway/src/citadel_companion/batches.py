@@ -16,7 +16,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from citadel_companion.files import Who, is_id, lasting, page
-from citadel_companion.runner import Runner, new_results
+from citadel_companion.runner import OVER, Runner, new_results
 from citadel_companion.services import Asker, Problem
 from citadel_companion.store import Thing
 from citadel_companion.work import ERRORS, INPUT, Letter, chosen, letters
@@ -100,26 +100,29 @@ class Batches:
 
     async def cancel(self, ident: str, owner: str) -> dict[str, Any]:
         batch = await self.get(ident, owner)
+        if batch["status"] in OVER:
+            raise Problem(409, "batch_over", f"{ident} is {batch['status']}, so there is nothing to cancel.")
+        self._check_ready()
         job = self.runner.jobs.get(ident)
         if job is None:
-            self._check_ready()
-            raise Problem(409, "batch_over", f"{ident} is {batch['status']}, so there is nothing to cancel.")
+            return batch  # it has ended this moment
         await self.runner.cancel(job)
         return job.shown()
 
     async def letters(self, batch: dict[str, Any], owner: str) -> list[Letter]:
-        job = self.runner.jobs.get(batch["id"])
-        path = job.work.folder / ERRORS if job is not None else None
-        if path is None or not path.exists():
-            if batch["error_file_id"] is None:
-                return []
+        if batch["error_file_id"] is not None:
             path = await self.files.path(await self.files.get(batch["error_file_id"], owner))
-        return await asyncio.to_thread(letters, path)
+        else:
+            path = self.runner.folder / batch["id"] / ERRORS
+        try:
+            return await asyncio.to_thread(letters, path)
+        except FileNotFoundError:
+            return []
 
     async def retry(self, ident: str, who: Asker) -> dict[str, Any]:
         """Those that failed, as a batch of their own."""
         batch = await self.get(ident, who.user)
-        if ident in self.runner.jobs:
+        if batch["status"] not in OVER:
             raise Problem(
                 409, "batch_runs", f"{ident} is {batch['status']}; send its dead letters again when it is over."
             )

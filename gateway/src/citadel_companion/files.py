@@ -85,12 +85,11 @@ class Files:
             ident = new_id()
             try:
                 await asyncio.to_thread(self.shelf.put, owner, ident, source)
-            except OSError as error:
-                raise _no_disk(error) from error
-            try:
                 return await self.known(owner, ident, name, purpose, seconds)
-            except BaseException:
+            except BaseException as error:
                 await asyncio.shield(asyncio.to_thread(self.shelf.drop, owner, ident))
+                if isinstance(error, OSError):
+                    raise _no_disk(error) from error
                 raise
 
     async def known(self, owner: str, ident: str, name: str, purpose: str, seconds: float | None = None) -> Thing:
@@ -123,16 +122,17 @@ class Files:
         after = None
         while page := await self.services.kept(self.services.store.listed, self.kind, None, after, _PAGE):
             known |= {file.id for file in page}
-            lost += [file for file in page if not self.shelf.path(file.owner, file.id).exists()]
+            lost += await asyncio.to_thread(self._without_bytes, page)
             after = page[-1].id
         for path in await asyncio.to_thread(self.shelf.stale, known, _STALE):
-            if path.name not in self.coming:
-                logger.warning("%s is no file of anybody any more, and goes", path.name)
-                path.unlink(missing_ok=True)
+            logger.warning("%s is no file of anybody any more, and goes", path.name)
+            path.unlink(missing_ok=True)
         for file in lost:
-            if file.id not in self.coming:
-                logger.warning("the bytes of %s are gone, so it goes, too", file.id)
-                await self.services.kept(self.services.store.drop, self.kind, file.id, file.owner)
+            logger.warning("the bytes of %s are gone, so it goes, too", file.id)
+            await self.services.kept(self.services.store.drop, self.kind, file.id, file.owner)
+
+    def _without_bytes(self, files: list[Thing]) -> list[Thing]:
+        return [file for file in files if not self.shelf.path(file.owner, file.id).exists()]
 
     async def keep_clean(self) -> None:
         while True:
@@ -182,6 +182,8 @@ def routes(files: Files) -> APIRouter:
                 form = await request.form(max_files=1, max_fields=8)
             except HTTPException as error:
                 raise Problem(400, "invalid_request", f"The form cannot be read: {error.detail}") from None
+            except OSError as error:
+                raise _no_disk(error) from error
             stack.callback(lambda: [part.file.close() for part in form.values() if isinstance(part, UploadFile)])
             given = form.get("file")
             if not isinstance(given, UploadFile):

@@ -46,7 +46,9 @@ class Forgetter:
         # a batch of the shipper's that was begun before it could know
         await asyncio.to_thread(self._shipper.settled)
         rows = await kept(store.forget, user)
-        batches += await self._runner.forget(user)
+        while ended := await self._runner.forget(user):  # begun meanwhile
+            batches += ended
+            rows += await kept(store.forget, user)
         files = await asyncio.to_thread(self._runner.files.shelf.forget, user)
         logger.info("%s had all of %s deleted: %d rows, %d files, %d batches", by, user, rows, files, batches)
         told = {"rows": rows, "files": files, "batches_ended": batches}

@@ -27,6 +27,7 @@ logger = logging.getLogger("citadel_companion")
 OVER = frozenset(("completed", "failed", "expired", "cancelled"))
 _PAGE = 200
 _BACKOFF = 0.5  # seconds, doubled with each failure in a row
+_LONGEST = 30.0  # seconds between two attempts at the store or the disk
 _LOW = {"x-priority": "low"}
 _MAY_PASS = frozenset((408, 429, 500, 502, 503, 504))
 # what the model itself made of it; all else that passes is no fault of the request
@@ -163,15 +164,8 @@ class Runner:
             found += [thing for thing in page if thing.body["batch"]["status"] not in OVER]
             after = page[-1].id
         for thing in reversed(found):
-            work = self.work_of(thing.id, thing.body["batch"]["endpoint"])
-            if folders.pop(thing.id, None) is not None:
-                self.run(thing, work)
-            else:
-                job = Job(thing, work)
-                lost = {"code": "work_lost", "message": "The companion has lost its work on this batch; send it again."}
-                self._fail(job, [{**lost, "param": None, "line": None}])
-                with contextlib.suppress(GoneError):
-                    await self._keep(job)
+            folders.pop(thing.id, None)
+            self.run(thing, self.work_of(thing.id, thing.body["batch"]["endpoint"]))
         for name, path in folders.items():
             logger.info("%s is no batch of anybody that runs any more, and goes", name)
             await asyncio.to_thread(Work(path, name, "", self.bounds).remove)
@@ -202,8 +196,7 @@ class Runner:
 
     async def _lines(self, job: Job) -> str:
         """How the batch ends."""
-        async with self._loading:  # one at a time, for the sake of memory
-            await asyncio.to_thread(job.work.load)
+        await self._load(job)
         if job.told["status"] == "validating":
             job.told.update(status="in_progress", in_progress_at=_now())
         job.shown()
@@ -228,6 +221,21 @@ class Runner:
         told = "This request could not be executed before the completion window expired."
         await self._on_disk(job, lambda: job.work.fail_rest("batch_expired", told))
         return "expired"
+
+    async def _load(self, job: Job) -> None:
+        wait = _BACKOFF
+        while True:
+            try:
+                async with self._loading:  # one at a time, for the sake of memory
+                    return await asyncio.to_thread(job.work.load)
+            except FileNotFoundError:
+                lost = {"code": "work_lost", "message": "The companion has lost its work on this batch; send it again."}
+                raise Unusable([{**lost, "param": None, "line": None}]) from None
+            except OSError as error:
+                logger.warning("%s waits for the disk: %s", job.thing.id, error)
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, _LONGEST)
+            job.work = self.work_of(job.thing.id, job.told["endpoint"])
 
     async def _worker(self, job: Job) -> None:
         while (place := job.work.take()) is not None:
@@ -337,7 +345,7 @@ class Runner:
                 return await work()
             except Problem:
                 await asyncio.sleep(wait)
-                wait = min(2 * wait, self.bounds.longest_wait)
+                wait = min(2 * wait, _LONGEST)
 
     async def _on_disk(self, job: Job, work: Callable[[], None]) -> None:
         wait = _BACKOFF
@@ -352,7 +360,7 @@ class Runner:
             except OSError as error:
                 logger.warning("%s waits for the disk: %s", job.thing.id, error)
                 await asyncio.sleep(wait)
-                wait = min(2 * wait, self.bounds.longest_wait)
+                wait = min(2 * wait, _LONGEST)
 
 
 def _answer(answer: httpx.Response, content: bytes) -> Answer:
