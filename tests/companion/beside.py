@@ -15,7 +15,7 @@ import httpx
 
 from citadel_companion.app import application
 from citadel_companion.config import Config
-from citadel_companion.runner import OVER
+from citadel_companion.runner import OVER, Runner
 from tests.gateway.simulator import eventually
 
 CHAT: Final = "/v1/chat/completions"
@@ -151,6 +151,7 @@ class Beside:
     config: Config
     gateway: FakeGateway
     http: httpx.AsyncClient
+    runner: Runner
 
     def client(self, user: str = "key:a", role: str = "user") -> Client:
         return Client(self.http, user, role)
@@ -167,7 +168,7 @@ async def companion(config: Config, gateway: FakeGateway) -> AsyncIterator[Besid
                 return "citadel_companion_batches_ready 1.0" in (await http.get("/metrics")).text
 
             await eventually(ready, 20)
-            yield Beside(config, gateway, http)
+            yield Beside(config, gateway, http, app.state.runner)
 
 
 def request(custom_id: str, said: str = "", **more: Any) -> dict[str, Any]:

@@ -353,3 +353,34 @@ async def test_work_that_is_lost_is_told(config: Config, gateway: FakeGateway) -
         found = await beside.client().get(f"/v1/batches/{batch['id']}")
         assert (found["status"], found["errors"]["data"][0]["code"]) == ("failed", "work_lost")
         assert not in_work(config)
+
+
+async def test_one_whose_owner_was_forgotten_elsewhere_ends(beside: Beside) -> None:
+    """By a companion of another host, which shares the database."""
+    gateway, client = beside.gateway, beside.client()
+    gateway.gate.clear()
+    await client.batch(jsonl(request("r-1"), request("r-2")))
+    other = await beside.client("key:b").batch(jsonl(request("r-3")))
+    await until(gateway.holds_two)
+    store = opened(beside.config)
+    store.forget("key:a")
+    store.close()
+    await beside.runner.drop_lost()
+    assert [path.name for path in in_work(beside.config)] == [other["id"]]
+    gateway.gate.set()
+    assert (await beside.client("key:b").over(other))["status"] == "completed"
+
+
+async def test_hosts_that_share_a_database_leave_each_others_files(config: Config, gateway: FakeGateway) -> None:
+    async with companion(config, gateway) as here:
+        client = here.client()
+        gateway.gate.clear()
+        batch = await client.batch(jsonl(request("r")))
+        there = config.model_copy(update={"state": f"{config.state}-2"})
+        async with companion(there, gateway) as beside:
+            assert (await beside.client().ask("GET", f"/v1/batches/{batch['id']}")).status_code == 404
+            assert (await beside.client().get("/v1/files"))["data"] == []
+            await beside.runner.files.sweep()
+        gateway.gate.set()
+        assert (await client.over(batch))["status"] == "completed"
+        assert (await client.ask("GET", f"/v1/files/{batch['input_file_id']}/content")).status_code == 200

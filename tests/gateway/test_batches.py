@@ -115,3 +115,13 @@ async def test_a_body_beyond_the_gateways_bound(tmp_path: Path) -> None:
             answer = await lab.client.post("/v1/files", files={"file": b"x" * size}, data={"purpose": "user_data"})
             assert answer.status_code == status
         assert code_of(answer) == "request_too_large"
+
+
+async def test_large_content_comes_back_whole(tmp_path: Path) -> None:
+    async with beside(tmp_path) as lab:
+        content = bytes(range(256)) * 36_000
+        answer = await lab.client.post("/v1/files", files={"file": content}, data={"purpose": "user_data"})
+        found = await lab.client.get(f"/v1/files/{answer.json()['id']}/content")
+        assert found.content == content
+        part = await lab.client.get(f"/v1/files/{answer.json()['id']}/content", headers={"range": "bytes=256-511"})
+        assert (part.status_code, part.content) == (206, bytes(range(256)))

@@ -55,6 +55,7 @@ def application(config: Config) -> FastAPI:
 
     app = FastAPI(title="Citadel companion", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.shipper = shipper
+    app.state.runner = runner
     for part in (
         history.routes(services),
         responses.routes(services),

@@ -21,7 +21,7 @@ from citadel_companion.store import FORGOTTEN, Thing
 
 logger = logging.getLogger("citadel_companion")
 
-USER = r"(key|address):[\x21-\x7e]{1,100}"
+USER = r"(key|address):[\x21-\x7e]{1,90}"  # as long as the column that has it
 _KEEPER = "citadel"  # of what is remembered of a deletion: no user has such a name
 _SETTLING = timedelta(seconds=2)  # in which the gateway writes down the requests that a deletion has ended
 
