@@ -53,6 +53,15 @@ def _collector_url(text: str) -> str:
     return text
 
 
+def _redis_address(text: str) -> str:
+    if text.startswith("/"):
+        return text
+    try:
+        return _address(text)
+    except ValueError:
+        raise ValueError("is not where a Redis is; write it as HOST:PORT, or as the path of its unix socket") from None
+
+
 def _network(text: str) -> str:
     try:
         ipaddress.ip_network(text)
@@ -167,6 +176,7 @@ class Limits(Section):
     address: Rates = Rates(requests_per_minute=60, concurrent=5)
     classes: dict[str, Rates] = {}
     tiers: dict[str, Tier]
+    shared: bool = False
 
 
 class Admission(Section):
@@ -294,6 +304,19 @@ class Tracing(Section):
     traces_per_second: Positive = 100
 
 
+class RedisTls(Section):
+    authorities: str | None = None  # absent: those of the system
+
+
+class Redis(Section):
+    address: Annotated[str, AfterValidator(_redis_address)]
+    database: Annotated[int, Field(ge=0)] = 0
+    user: str | None = None
+    password_file: str | None = None
+    tls: RedisTls | None = None
+    timeout_ms: Annotated[float, Field(gt=0)] = 50.0
+
+
 class Config(Section):
     profile: Literal["development", "production"] = "development"
     listen: Listen = Listen()
@@ -309,6 +332,7 @@ class Config(Section):
     companion: Companion | None = None
     tracing: Tracing | None = None
     usage: Usage | None = None
+    redis: Redis | None = None
     models: Annotated[dict[str, Model], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -316,6 +340,15 @@ class Config(Section):
         wrong = [*self._wrong_names(), *self._wrong_models()]
         if self.profile == "production" and self.auth.anonymous.enabled:
             wrong.append("auth.anonymous.enabled: true is for development; set it to false or profile to development")
+        redis = self.redis
+        if self.limits.shared and redis is None:
+            wrong.append(
+                "limits.shared: true needs a Redis that all gateways reach; add redis.address or set it to false"
+            )
+        if redis is not None and redis.user is not None and redis.password_file is None:
+            wrong.append(f"redis.user: {redis.user!r} is of no use without a password; add redis.password_file")
+        if redis is not None and redis.tls is not None and redis.address.startswith("/"):
+            wrong.append(f"redis.tls: {redis.address} is a unix socket, which needs none; remove redis.tls")
         if wrong:
             raise ValueError("\n".join(wrong))
         return self

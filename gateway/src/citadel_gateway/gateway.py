@@ -16,7 +16,7 @@ from citadel_gateway.identity import Identity, TrustedProxies
 from citadel_gateway.keys import KeyFileError, KeyStore
 from citadel_gateway.limits import Limits
 from citadel_gateway.logs import AuditLog, JsonLog
-from citadel_gateway.metrics import Metrics, Now
+from citadel_gateway.metrics import Metrics, Now, Outside
 from citadel_gateway.probes import Prober
 from citadel_gateway.quarantine import Quarantine
 from citadel_gateway.record import Recorder, to_access, to_audit, to_metrics
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
     from citadel_gateway.budget import Budget
     from citadel_gateway.config import Config
+    from citadel_gateway.redis_client import Redis
     from citadel_gateway.step import Step
 
 logger = logging.getLogger("citadel_gateway")
 
 _SWEEP = 0.25
-_AT_START = ("listen", "logs", "tracing", "usage")
+_AT_START = ("listen", "logs", "tracing", "usage", "redis")
 _SECURITY = header_lines(
     (b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"), (b"referrer-policy", b"no-referrer")
 )
@@ -52,6 +53,13 @@ class Gateway:
         self.identity = Identity(config, self.keys)
         self.proxies = TrustedProxies(config.server.trusted_proxies)
         self.limits = Limits(config.limits)
+        self.redis: dict[str, Redis] = {}  # by what it is used for
+        if config.limits.shared and config.redis is not None:
+            from citadel_gateway.shared import Shared  # noqa: PLC0415 - most gateways are alone
+
+            self.limits.shared = Shared(self.limits, config.redis)
+            self.redis["limits"] = self.limits.shared.redis
+        self.metrics.registry.register(Outside(self.redis, self.limits))
         self.fleet = Fleet(config, self._replica_changed)
         self.admission = Admission(config.admission, self.fleet)
         self.metrics.registry.register(Now(self.admission, lambda: [each.endpoint for each in self.walk.running]))
@@ -88,6 +96,8 @@ class Gateway:
             self.tracer.start()
         if self.spool is not None:
             self.spool.start()
+        if self.limits.shared is not None:
+            self.limits.shared.start()
         self.audit.event("start", models=list(self.fleet.models))
 
     async def close(self) -> None:
@@ -100,6 +110,8 @@ class Gateway:
             await self.tracer.close()
         if self.spool is not None:
             await self.spool.close()
+        if self.limits.shared is not None:
+            await self.limits.shared.close()
         for replica in self.fleet.replicas():
             replica.pool.close()
         self.keys.write_uses()
@@ -119,6 +131,8 @@ class Gateway:
             return str(error)
         if any(getattr(fresh, name) != getattr(self.config, name) for name in _AT_START):
             logger.warning("%s are read at the start only; restart the gateway for them", ", ".join(_AT_START))
+        if fresh.limits.shared != self.config.limits.shared:
+            logger.warning("limits.shared is read at the start only; restart the gateway for it")
         # from here on nothing can be refused
         if self.keys.adopt(keys):
             self.keys_changed()

@@ -67,6 +67,8 @@ def health_report(gateway: Gateway, *, detailed: bool) -> dict[str, Any]:
         }
         if gateway.spool is not None:
             report["dependencies"]["usage"] = gateway.spool.report()
+        if gateway.limits.shared is not None:
+            report["dependencies"]["redis"] = gateway.limits.shared.report()
         report["connections"] = len(gateway.connections)
         report["process"] = _process()
     return report
