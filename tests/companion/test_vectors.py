@@ -112,6 +112,22 @@ async def test_everybody_has_their_own(tmp_path: Path) -> None:
         assert len(await found(there, keys[0], text=text)) == 1
 
 
+async def test_who_is_forgotten_has_no_points(tmp_path: Path) -> None:
+    async with estate(tmp_path) as there:
+        (ident, key), (_, other) = there.lab.key(), there.lab.key()
+        for headers in (key, other):
+            await stored(there, {"text": "kept for a while"}, {"text": "and this"}, headers=headers)
+        way = httpx.AsyncHTTPTransport(uds=str(tmp_path / "companion.sock"))
+        async with httpx.AsyncClient(transport=way, base_url="http://companion", timeout=30) as operator:
+            gone = await operator.post("/forget", json={"user": f"key:{ident}"})
+            assert (gone.status_code, gone.json()["points"]) == (200, 2)
+            assert await found(there, key, text="kept for a while") == []
+            assert len(await found(there, other, text="kept for a while")) == 1
+            there.qdrant.stop()
+            away = await operator.post("/forget", json={"user": f"key:{ident}"})
+            assert (away.status_code, away.json()["error"]["code"]) == (503, "vectors_unavailable")
+
+
 async def test_what_administrators_share_is_everybodys_to_read(tmp_path: Path) -> None:
     async with estate(tmp_path) as there:
         _, key = there.lab.key()

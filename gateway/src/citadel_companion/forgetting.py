@@ -1,4 +1,4 @@
-"""Deletion of all that is kept of somebody: rows, things, files, batches that run.
+"""Deletion of all that is kept of somebody: rows, things, files, batches that run, texts and their vectors.
 
 What lies in the spool yet must not come back, so that it happened is remembered for as long as a record could be kept.
 """
@@ -18,6 +18,7 @@ from citadel_companion.runner import Runner
 from citadel_companion.services import Asker, Problem, Services, administrator
 from citadel_companion.shipping import Shipper
 from citadel_companion.store import FORGOTTEN, Thing
+from citadel_companion.vectors import Vectors
 
 logger = logging.getLogger("citadel_companion")
 
@@ -31,15 +32,18 @@ class Given(BaseModel):
 
 
 class Forgetter:
-    def __init__(self, services: Services, shipper: Shipper, runner: Runner) -> None:
+    def __init__(self, services: Services, shipper: Shipper, runner: Runner, vectors: Vectors | None = None) -> None:
         self._services = services
         self._shipper = shipper
         self._runner = runner
+        self._vectors = vectors
 
     async def forget(self, user: str, by: str) -> dict[str, Any]:
         if not re.fullmatch(USER, user):
             raise Problem(400, "invalid_user", f"{user[:100]!r} is no user: key:ID or address:IP.", "user")
         kept, store = self._services.kept, self._services.store
+        # while Qdrant is away nothing is said to be deleted
+        points = await self._vectors.forget(user) if self._vectors is not None else 0
         await kept(store.put, self._mark(user))
         batches = await self._runner.forget(user)
         await kept(store.put, self._mark(user))
@@ -51,7 +55,7 @@ class Forgetter:
             rows += await kept(store.forget, user)
         files = await asyncio.to_thread(self._runner.files.shelf.forget, user)
         logger.info("%s had all of %s deleted: %d rows, %d files, %d batches", by, user, rows, files, batches)
-        told = {"rows": rows, "files": files, "batches_ended": batches}
+        told = {"rows": rows, "files": files, "batches_ended": batches, "points": points}
         return {"object": "user.deleted", "user": user, "deleted": True, **told}
 
     def _mark(self, user: str) -> Thing:

@@ -283,6 +283,11 @@ class Vectors:
         await self.collections.call(state, "POST", "/points/delete?wait=true", {"filter": _of(owner)})
         return count
 
+    async def forget(self, user: str) -> int:
+        """In all collections; how many points those were."""
+        who = Asker(user)
+        return sum([await self.delete_all(model, who, shared=False) for model in self.collections.states])
+
     async def _count(self, state: State, owner: str) -> int:
         told = {"filter": _of(owner), "exact": True}
         return int((await self.collections.call(state, "POST", "/points/count", told))["count"])
