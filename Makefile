@@ -32,6 +32,7 @@ test: ## every test there is, on a lab of its own
 mutate: ## small wrongs in the gateway's stations, which the tests have to notice: MUTANTS=60 STATIONS=admission,route
 fuzz: ## strange requests beside an innocent client, on simulated models or ADDRESS= of a deployed gateway: SECONDS=300
 prove-alerts: ## faults on a lab that stands, followed until somebody is told and until it is over: SECONDS=600 of health before
+prove-usage: ## faults of companion, database and network on a lab that stands; each answered request is kept once
 bench-deploy: ## time a cold demo, a warm one, and a deploy that changes nothing
 bench-gateway: ## the gateway beside others, in one run
 bench-companion: ## what usage, cache and shared limits cost the gateway, and how quick they are
@@ -43,8 +44,8 @@ dashboards: ## what Grafana is given, from tools/dashboards; PICTURES=1 draws th
 lock: ## pin what requirements/*.in ask for anew, where that has changed: ONLY=gateway UPGRADE=fastapi
 
 VERBS = demo plan deploy rollback releases keys smoke status validate drift untune register unregister destroy capacity \
-	variants audit gateway check test mutate fuzz prove-alerts bench-deploy bench-gateway bench-companion bench-hostile \
-	bench-serving bench-host bench-accuracy dashboards lock
+	variants audit gateway check test mutate fuzz prove-alerts prove-usage bench-deploy bench-gateway bench-companion \
+	bench-hostile bench-serving bench-host bench-accuracy dashboards lock
 .PHONY: $(VERBS)
 $(VERBS):
 	@$(PYTHON) -m tools $@

@@ -36,6 +36,7 @@ VERBS: dict[str, Callable[[], None]] = {
     "mutate": mutation.mutate,
     "fuzz": testing.fuzz,
     "prove-alerts": testing.prove_alerts,
+    "prove-usage": testing.prove_usage,
     "bench-deploy": benchmark.deploy,
     "bench-gateway": benchmark.gateway,
     "bench-companion": benchmark.companion,

@@ -48,7 +48,7 @@ ESTATE = frozenset(
             "register",
             "unregister",
         ),
-        *("demo", "test", "prove-alerts", "bench-deploy"),
+        *("demo", "test", "prove-alerts", "prove-usage", "bench-deploy"),
     }
 )
 LAB = frozenset({"demo", "test", "bench-deploy", "destroy"})

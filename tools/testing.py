@@ -104,17 +104,26 @@ def fuzz() -> None:
 
 def prove_alerts() -> None:
     """Faults on the lab that stands, each followed to a message and to its end; nothing may be told before."""
-    toolchain.python_tools(Journal("prove-alerts"))
+    hurt_the_lab("prove-alerts", "tests.proof", "--health", os.environ.get("SECONDS") or "60")
+
+
+def prove_usage() -> None:
+    """Faults of companion and database on the lab that stands; afterwards each request is kept once."""
+    hurt_the_lab("prove-usage", "tests.proof.usage")
+
+
+def hurt_the_lab(verb: str, *module: str) -> None:
+    toolchain.python_tools(Journal(verb))
     lab = Lab.from_environment()
     if not lab.record.is_file():
         raise Failure("There is no lab to hurt: run `make demo` first.")
     try:
         with preflight.only_one(lab):
-            failed = toolchain.run_python("-m", "tests.proof", "--health", os.environ.get("SECONDS") or "60").wait()
+            failed = toolchain.run_python("-m", *module).wait()
     except LabError as error:
         raise Failure(str(error)) from None
     if failed:
-        raise Failure("An alert did not come, did not end, or came without a reason; it is named above.")
+        raise Failure("What should have been so was not; it is named above.")
 
 
 def as_deployed(journal: Journal) -> None:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import shutil
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -15,12 +11,11 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
 from tests.gateway.harness import Lab, running
+from tests.gateway.node import printed
 from tests.gateway.simulator import Act, until
 
 pytestmark = pytest.mark.anyio
 
-NODE_SDK = "openai@7.57.0"
-CACHE = Path(__file__).parents[2] / ".cache" / "node-openai"
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
 
 
@@ -129,14 +124,7 @@ class TestPython:
 
 
 async def test_node(estate: Lab) -> None:
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
-        pytest.skip("node and npm are not installed, so the SDK for Node cannot be tried")
-    if not (CACHE / "node_modules" / "openai").is_dir():
-        await _run(npm, "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(CACHE), NODE_SDK)
-    script = CACHE / "sdk.mjs"
-    await asyncio.to_thread(shutil.copy, Path(__file__).with_name("sdk.mjs"), script)
-    seen = json.loads(await _run(node, str(script), GATEWAY=estate.url()))
+    seen = await printed("sdk.mjs", GATEWAY=estate.url())
     assert seen["models"] == list(estate.simulators)
     assert seen["whole"] == seen["stream"] == "word " * 5
     assert seen["usage"] == 5
@@ -153,16 +141,3 @@ async def test_node(estate: Lab) -> None:
     slow = estate.simulators["slow"]
     await until(lambda: all(request.state == "aborted" for request in slow.seen), 2.0)
     await estate.settled()
-
-
-async def _run(*words: str, **variables: str) -> str:
-    process = await asyncio.create_subprocess_exec(
-        *words,
-        env={**os.environ, **variables},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(120):
-        output, errors = await process.communicate()
-    assert process.returncode == 0, errors.decode()[-2000:]
-    return output.decode()

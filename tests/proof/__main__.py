@@ -16,28 +16,22 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import testinfra
-from testinfra.host import Host
-
 from lab.settings import ROOT, Lab
 from tests.lab.clients import Client, temporary_key
 from tests.lab.plays import play
 from tests.lab.test_models_faults import processes, unit
 from tests.proof import cost
+from tests.proof.estate import SERVER, Estate, until, write
 from tools import benchmark
 
 MODEL = "phi-3-mini"
 PORT = 15099
-SERVER = "llm-01"
-PATIENCE = 480.0  # Alertmanager takes five minutes until it says that something is over
 # A line through three minutes says nothing of a day, and the lab's queue has room for more clients than two cores make.
 MEANINGLESS = ("LLM_Capacity_Planning_CPU", "LLM_Capacity_Planning_Memory", "LLM_Predictive_High_Load", "ScaleUp")
 ALERTS: dict[str, Any] = {
@@ -93,38 +87,6 @@ def receiving(address: str) -> Iterator[Receiver]:
     finally:
         server.shutdown()
         server.server_close()
-
-
-class Estate:
-    def __init__(self, lab: Lab) -> None:
-        settings = lab.directory / "ssh_config"
-        self.llm: Host = testinfra.get_host(f"ssh://{SERVER}?ssh_config={settings}&controlpersist=60&sudo=true")
-        addresses = {host.name: lab.address(host) for host in lab.hosts}
-        self.address = addresses[SERVER]
-        self.prometheus = f"http://{addresses['metrics-01']}:9090/api/v1/query?query="
-
-    def ask(self, expression: str) -> list[dict[str, str]]:
-        with urllib.request.urlopen(self.prometheus + urllib.parse.quote(expression), timeout=10) as answer:
-            return [one["metric"] for one in json.load(answer)["data"]["result"]]
-
-    def firing(self, alert: str = ".+") -> set[str]:
-        found = self.ask(f'ALERTS{{citadel="llm",alertstate="firing",alertname=~"{alert}"}}')
-        return {one["alertname"] for one in found}
-
-    def run(self, command: str) -> None:
-        done = self.llm.run(command)
-        if done.rc:
-            raise RuntimeError(f"{command}: {done.stderr}")
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> float:
-    """When it came true."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise RuntimeError(f"waited {seconds:.0f} s in vain: {what}")
-        time.sleep(0.5)
-    return time.monotonic()
 
 
 @contextlib.contextmanager
@@ -265,12 +227,6 @@ def table(rows: list[Followed], seconds: float) -> str:
     return "\n".join(lines)
 
 
-def write(marks: tuple[str, str], text: str) -> None:
-    begin, end = marks
-    head, _, rest = DOCUMENT.read_text().partition(begin)
-    DOCUMENT.write_text(f"{head}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.proof", description=__doc__)
     parser.add_argument("--health", type=float, default=60, help="seconds in which nothing may fire")
@@ -294,8 +250,9 @@ def main() -> int:
             play("playbooks/register.yml")
     if wrong:
         return 1
-    write(PROOF, table(rows, told.health))
-    write(COST, "\n".join([f"{benchmark.machine()}, {datetime.now(UTC).date()}; the lab's four models.", "", *costs]))
+    write(DOCUMENT, PROOF, table(rows, told.health))
+    head = f"{benchmark.machine()}, {datetime.now(UTC).date()}; the lab's four models."
+    write(DOCUMENT, COST, "\n".join([head, "", *costs]))
     return 0
 
 

@@ -30,6 +30,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="read the file and end")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request
     try:
         config = load(options.config)
     except ConfigError as error:

@@ -14,8 +14,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 
-from citadel_companion import __version__, history
+from citadel_companion import __version__, history, responses
 from citadel_companion.config import Config
 from citadel_companion.services import Asker, Problem, Services, asker
 from citadel_companion.shipping import Shipper
@@ -52,6 +53,7 @@ def application(config: Config) -> FastAPI:
     app = FastAPI(title="Citadel companion", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.shipper = shipper
     app.include_router(history.routes(services))
+    app.include_router(responses.routes(services))
 
     @app.exception_handler(Problem)
     async def told(_: Request, problem: Problem) -> JSONResponse:
@@ -65,6 +67,11 @@ def application(config: Config) -> FastAPI:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:]) or None
         return await told(request, Problem(400, "invalid_request", f"{where or 'The body'}: {first['msg']}.", where))
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+        what = f"{request.method} {request.url.path[:200]}: {str(error.detail).lower()}."
+        return await told(request, Problem(error.status_code, "unknown_path", what))
 
     @app.get("/health")
     async def health() -> dict[str, Any]:

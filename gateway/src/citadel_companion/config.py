@@ -44,6 +44,16 @@ class Retention(Section):
     reports: Positive = 5 * 365
 
 
+class Responses(Section):
+    days: Positive = 30  # that a response is kept
+    store: bool = True  # whether one is kept whose request does not say
+    truncation: Literal["auto", "disabled"] = "auto"  # where a request does not say it
+    largest: Positive = 512 * 1024  # bytes of the request for one that is kept
+    # kept of one client; the oldest go first
+    most: Positive = 10_000
+    most_bytes: Positive = 1024**3
+
+
 class Config(Section):
     socket: str
     gateway: str | None = None  # its socket for what is asked of models in the name of a client
@@ -54,6 +64,7 @@ class Config(Section):
     # model -> the schema that has its table
     schemas: dict[str, Annotated[str, Field(pattern=f"^{SCHEMA}$")]] = {}
     retention: Retention = Retention()
+    responses: Responses = Responses()
 
 
 def load(path: Path) -> Config:

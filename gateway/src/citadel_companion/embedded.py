@@ -165,6 +165,18 @@ class Embedded:
         )
         return [_change(row) for row in rows]
 
+    def thin(self, kind: str, owner: str, most: int, most_bytes: int) -> int:
+        told = {"kind": kind, "owner": owner, "most": most, "bytes": most_bytes}
+        rows = self._run(
+            "DELETE FROM things WHERE kind = :kind AND owner = :owner AND id IN (SELECT id FROM ("
+            "SELECT id, row_number() OVER newest AS place, sum(length(body)) OVER newest AS total FROM things "
+            "WHERE kind = :kind AND owner = :owner "
+            "WINDOW newest AS (ORDER BY created_at DESC, id DESC ROWS UNBOUNDED PRECEDING)"
+            ") WHERE place > :most OR total > :bytes) RETURNING id",
+            told,
+        )
+        return len(rows)
+
     def aggregate(self, now: datetime) -> None:
         """A file is small enough to be asked each time."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -32,6 +34,8 @@ TYPES = {
     ),
     **dict.fromkeys(("queue_ms", "cached_tokens", "charged_tokens", "retries"), "integer"),
 }
+# an escaped zero, unless its backslash is escaped itself
+_ZERO = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
 class Postgres:
@@ -113,7 +117,7 @@ class Postgres:
             "created_at = excluded.created_at, expires_at = excluded.expires_at, body = excluded.body "
             "WHERE things.owner = excluded.owner"
         )
-        self._do(lambda connection: connection.execute(statement, (*thing[:5], Jsonb(thing.body))))
+        self._do(lambda connection: connection.execute(statement, (*thing[:5], Jsonb(thing.body, dumps=_dumps))))
 
     def get(self, kind: str, ident: str, owner: str) -> Thing | None:
         found = self._things("kind = %(kind)s AND id = %(id)s AND owner = %(owner)s", kind=kind, id=ident, owner=owner)
@@ -168,6 +172,17 @@ class Postgres:
         rows = self._do(lambda connection: connection.execute(question, told).fetchall())
         found = [dict(zip(CHANGE, row, strict=True)) for row in rows]
         return [one | {"changed_at": one["changed_at"].isoformat()} for one in found]
+
+    def thin(self, kind: str, owner: str, most: int, most_bytes: int) -> int:
+        told = {"kind": kind, "owner": owner, "most": most, "bytes": most_bytes}
+        statement = (
+            "DELETE FROM citadel.things WHERE kind = %(kind)s AND owner = %(owner)s AND id IN (SELECT id FROM ("
+            "SELECT id, row_number() OVER newest AS place, sum(pg_column_size(body)) OVER newest AS total "
+            "FROM citadel.things WHERE kind = %(kind)s AND owner = %(owner)s "
+            "WINDOW newest AS (ORDER BY created_at DESC, id DESC ROWS UNBOUNDED PRECEDING)"
+            ") AS placed WHERE place > %(most)s OR total > %(bytes)s)"
+        )
+        return int(self._do(lambda connection: connection.execute(statement, told).rowcount))
 
     def aggregate(self, now: datetime) -> None:
         def work(connection: psycopg.Connection) -> None:
@@ -297,6 +312,11 @@ _CHANGE: LiteralString = (
     "(host, version, changed_by, changed_from, changed_at, name, value, previous) "
     "VALUES (%s, %s, %s, %s, %s, %s, %s, %s)"
 )
+
+
+def _dumps(body: Any) -> str:
+    """PostgreSQL has no text with a zero byte, in JSON neither."""
+    return _ZERO.sub(r"\1\\ufffd", json.dumps(body))
 
 
 def _insert(schema: str) -> sql.Composed:

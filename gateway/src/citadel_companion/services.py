@@ -63,13 +63,17 @@ class Services:
 
     async def kept(self, work: Callable[..., Result], *values: Any) -> Result:
         """A method of the store, off the loop; one at a time, since it is made for one thread."""
+        try:
+            # whoever leaves does not stop the thread, and the next turn is not before its end
+            return await asyncio.shield(self._alone(work, *values))
+        except StoreError as error:
+            raise Problem(
+                503, "store_unavailable", "What is kept cannot be read now; models are not affected."
+            ) from error
+
+    async def _alone(self, work: Callable[..., Result], *values: Any) -> Result:
         async with self._turn:
-            try:
-                return await asyncio.to_thread(work, *values)
-            except StoreError as error:
-                raise Problem(
-                    503, "store_unavailable", "What is kept cannot be read now; models are not affected."
-                ) from error
+            return await asyncio.to_thread(work, *values)
 
     @asynccontextmanager
     async def ask(

@@ -100,6 +100,9 @@ class Store(Protocol):
     def changes(self, name: str, after: int | None, limit: int) -> list[dict[str, Any]]:
         """The newest first, those before the number `after`."""
 
+    def thin(self, kind: str, owner: str, most: int, most_bytes: int) -> int:
+        """Only the newest of somebody's stay: how many went."""
+
     def aggregate(self, now: datetime) -> None:
         """The figures of periods that are over, once more or for the first time."""
 
