@@ -68,11 +68,11 @@ async def test_a_redis_that_stands_still_is_waited_for_once(redis: RedisServer) 
         waiting = [asyncio.ensure_future(client.call("PING")) for _ in range(50)]
         failed = await asyncio.gather(*waiting, return_exceptions=True)
         assert all(isinstance(error, Away) for error in failed)
-        assert 0.03 <= time.monotonic() - begun < 0.2
+        assert 0.03 <= time.monotonic() - begun < 1.0
         begun = time.monotonic()
         with pytest.raises(Away, match="no answer within 30 ms"):
             await client.call("PING")
-        assert time.monotonic() - begun < 0.01
+        assert time.monotonic() - begun < 0.03
         assert client.report()["status"] == "unavailable"
         redis.resume()
         await until(lambda: client.up)

@@ -182,15 +182,15 @@ async def test_who_leaves_while_redis_is_asked_takes_nothing(redis: RedisServer)
 
 
 async def test_a_redis_that_stands_still_is_waited_for_once_and_told_afterwards(redis: RedisServer) -> None:
-    async with sides(redis, timeout=100.0) as (one, other):
+    async with sides(redis, timeout=300.0) as (one, other):
         await one.take(rates=RATES)
         redis.pause()
         begun = time.monotonic()
         await asyncio.gather(one.take(5), one.take(5))
-        assert time.monotonic() - begun < 0.5
+        assert 0.3 <= time.monotonic() - begun < 1.5
         begun = time.monotonic()
         last = await one.take(5)  # its own limits go on
-        assert time.monotonic() - begun < 0.05
+        assert time.monotonic() - begun < 0.3
         assert one.shared.decided_alone == 3
         with pytest.raises(Exceeded, match="concurrent"):
             await one.take()
