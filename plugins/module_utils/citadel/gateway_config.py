@@ -42,7 +42,7 @@ def configuration(
         "limits": told["limits"],
         "admission": {"budget": budget(models)},
         "health": {"load_times": told["load_times"]},
-        **{name: dict(told[name]) for name in ("cache", "tracing", "usage", "companion") if told.get(name)},
+        **{name: dict(told[name]) for name in ("cache", "tracing", "usage", "redis", "companion") if told.get(name)},
         "models": {model.name: of_model(model, instances, names[model.name]) for model in models},
     }
     return merged(derived, settings)
