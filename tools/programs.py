@@ -127,9 +127,9 @@ NEEDS = (
     Need(
         "postgresql", CHECK | {"bench-companion"}, there=lambda: any(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     ),
-    Need("util-linux", CHECK | {"bench-companion"}, "runuser"),
     # of the gateway: a Redis of the tests' own
     Need("redis-server", CHECK, "redis-server"),
+    Need("util-linux", CHECK | {"bench-companion"}, "runuser"),
     Need("util-linux", CHECK, "prlimit"),
     # of the role environment, which tests run on this machine too
     Need("util-linux", frozenset({"test"}), "flock"),

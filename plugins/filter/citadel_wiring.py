@@ -125,6 +125,11 @@ def citadel_schemas(stanzas: Mapping[str, Any]) -> dict[str, str]:
     return catalogue.schemas(catalogue.parse(stanzas))
 
 
+def citadel_vectors(told: Mapping[str, Any], stanzas: Mapping[str, Any]) -> dict[str, Any]:
+    """What the companion is told of Qdrant, where there is one."""
+    return catalogue.vectors(catalogue.parse(stanzas), told)
+
+
 def citadel_gateway_digest(source: Mapping[str, str], *parts: Any) -> str:
     return gateway_config.digest(source, *parts)
 
@@ -198,6 +203,7 @@ FILTERS = (
     citadel_drain,
     citadel_instance_digest,
     citadel_schemas,
+    citadel_vectors,
     citadel_gateway_digest,
     citadel_access,
     citadel_networks,

@@ -71,6 +71,7 @@ class Simulator:
         self.default = Act()
         self.script: deque[Act] = deque()
         self.seen: list[Seen] = []
+        self.embed: Callable[[Any], list[float]] = lambda _: [0.5, 0.25]
         self.health_status = 200
         self.health_delay = 0.0
         self.metric_running: float | None = None  # None: the truth
@@ -335,7 +336,10 @@ class Simulator:
             return {
                 **base,
                 "object": "list",
-                "data": [{"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}],
+                "data": [
+                    {"object": "embedding", "index": number, "embedding": self.embed(text)}
+                    for number, text in enumerate(_inputs(seen.body["input"]))
+                ],
             }
         text = act.text * act.tokens
         if seen.path == "/v1/completions":
@@ -347,6 +351,10 @@ class Simulator:
         message = {"role": "assistant", "content": text}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         return {**base, "object": "chat.completion", "choices": [choice]}
+
+
+def _inputs(given: Any) -> list[Any]:
+    return given if isinstance(given, list) and given and isinstance(given[0], str | list) else [given]
 
 
 def _usage(tokens: int) -> dict[str, int]:

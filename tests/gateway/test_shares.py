@@ -387,7 +387,8 @@ class Marking:
     def __init__(self, result: Answer | bytes | Exception | None = None, delay: float = 0.0) -> None:
         self.result = result
         self.delay = delay
-        self.seen: list[bytes] = []
+        self.seen: list[bytes | None] = []
+        self.most = 1 << 20
 
     async def before(self, exchange: Exchange) -> Answer | bytes | None:
         await asyncio.sleep(self.delay)
@@ -396,17 +397,17 @@ class Marking:
             raise type(self.result)(*self.result.args)
         return self.result
 
-    def wants(self, exchange: Exchange) -> bool:
-        return True
+    def wants(self, exchange: Exchange) -> int:
+        return self.most
 
-    def finished(self, exchange: Exchange, answer: bytes) -> None:
+    def finished(self, exchange: Exchange, answer: bytes | None) -> None:
         self.seen.append(answer)
 
 
 class TestSeams:
     async def test_a_step_that_answers_itself(self) -> None:
         async with running(TOKENS) as lab:
-            lab.gateway.step = Marking(Answer(b'{"cached": true}', completion_tokens=3))
+            lab.gateway.steps = (Marking(Answer(b'{"cached": true}', completion_tokens=3)),)
             answer = await lab.chat()
             assert (answer.status_code, answer.json()) == (200, {"cached": True})
             assert not lab.simulators["phi"].seen
@@ -414,23 +415,60 @@ class TestSeams:
             assert tokens_used(lab) == 3
 
     async def test_a_step_that_changes_the_body_and_sees_the_answer(self, lab: Lab) -> None:
-        step = lab.gateway.step = Marking(
-            json.dumps({"model": "phi", "messages": MESSAGES, "user": "changed"}).encode()
-        )
+        step = Marking(json.dumps({"model": "phi", "messages": MESSAGES, "user": "changed"}).encode())
+        lab.gateway.steps = (step,)
         answer = await lab.chat()
         assert lab.simulators["phi"].seen[-1].body["user"] == "changed"
         assert step.seen == [answer.content]
 
     async def test_it_sees_all_of_a_stream(self, lab: Lab) -> None:
-        step = lab.gateway.step = Marking()
+        step = Marking()
+        lab.gateway.steps = (step,)
         await lab.stream()
         await lab.settled()
-        assert step.seen[0].endswith(b"data: [DONE]\n\n")
-        assert step.seen[0].count(b"word ") == 5
+        [seen] = step.seen
+        assert seen is not None
+        assert seen.endswith(b"data: [DONE]\n\n")
+        assert seen.count(b"word ") == 5
+
+    async def test_what_is_longer_than_it_wants_is_not_kept(self, lab: Lab) -> None:
+        step = Marking()
+        lab.gateway.steps = (step,)
+        step.most = 100
+        await lab.stream()
+        await lab.chat()
+        await lab.settled()
+        assert step.seen == [None, None]
+
+    async def test_it_is_told_of_what_failed_too(self, lab: Lab) -> None:
+        step = Marking()
+        lab.gateway.steps = (step,)
+        lab.simulators["phi"].default = Act(status=400, body=b'{"error": {"message": "no"}}')
+        assert (await lab.chat()).status_code == 400
+        lab.simulators["phi"].default = Act(stop_after=2)
+        await lab.stream()
+        lab.simulators["phi"].default = Act(delay=30)
+        async with lab.raw() as client:
+            await client.post({"model": "phi", "messages": MESSAGES})
+            await until(lambda: lab.simulators["phi"].running)
+        await lab.settled()
+        assert step.seen == [None, None, None]
+
+    async def test_several_are_taken_in_their_order(self, lab: Lab) -> None:
+        first = Marking(json.dumps({"model": "phi", "messages": MESSAGES, "user": "changed"}).encode())
+        second, third = Marking(), Marking(Answer(b"{}"))
+        lab.gateway.steps = (first, second)
+        answer = await lab.chat()
+        assert lab.simulators["phi"].seen[-1].body["user"] == "changed"
+        assert first.seen == second.seen == [answer.content]
+        lab.gateway.steps = (first, third, second)
+        assert (await lab.chat()).json() == {}
+        # the second was not asked, and the first learns that no model has answered
+        assert (first.seen[1:], second.seen[1:], third.seen) == ([None], [], [])
 
     @pytest.mark.parametrize("step", [Marking(delay=5), Marking(RuntimeError("broken"))], ids=["late", "failed"])
     async def test_one_that_is_late_or_fails_is_passed_over(self, lab: Lab, step: Marking) -> None:
-        lab.gateway.step = step
+        lab.gateway.steps = (step,)
         assert (await lab.chat()).status_code == 200
         outcomes = [lab.metric("llm_steps_total", outcome=outcome) for outcome in ("late", "failed")]
         assert sum(outcomes) == 1

@@ -77,13 +77,19 @@ def test_it_is_a_unit_a_configuration_and_a_source(tmp_path: Path) -> None:
 
 
 def test_a_database_is_let_out_to_and_makes_another_digest(tmp_path: Path) -> None:
-    told: dict[str, Any] = {"companion_database": {"host": "10.0.0.35"}, "companion_schemas": {"phi-3-mini": "phi3"}}
-    told["companion_responses"] = {"days": 7, "store": False}
+    told: dict[str, Any] = {
+        "companion_database": {"host": "10.0.0.35"},
+        "companion_schemas": {"phi-3-mini": "phi3"},
+        "companion_files": {"days": 7},
+        "companion_batches": {"at_once": 4},
+        "companion_responses": {"days": 7, "store": False},
+    }
     secret = {"companion_database_password": "hidden-1", "companion_credentials": str(tmp_path / "credentials")}
     files = rendered(tmp_path, **told, **secret)
     config = Config.model_validate(yaml.safe_load(files["config/companion.yml"]))
     assert config.database is not None
     assert config.database.port == 5433
+    assert (config.files.days, config.batches.at_once) == (7, 4)
     assert (config.responses.days, config.responses.store, config.responses.truncation) == (7, False, "auto")
     assert config.database.password_file == "/run/credentials/citadel-companion.service/database-password"
     assert "IPAddressAllow=localhost 10.0.0.35\n" in files[UNIT]
@@ -91,3 +97,15 @@ def test_a_database_is_let_out_to_and_makes_another_digest(tmp_path: Path) -> No
     assert (kept.read_text(), kept.stat().st_mode & 0o777) == ("hidden-1", 0o600)
     assert not [path for path, text in files.items() if "hidden-1" in text], "a secret is in no release"
     assert digest(files) != digest(rendered(tmp_path))
+
+
+def test_qdrant_is_let_out_to_and_its_key_is_in_no_release(tmp_path: Path) -> None:
+    vectors = {"url": "http://10.0.0.30:6333", "collections": {"phi-3-mini": {"name": "phi3_embeddings", "size": 768}}}
+    secret = {"companion_vectors_api_key": "hidden-2", "companion_credentials": str(tmp_path / "credentials")}
+    files = rendered(tmp_path, companion_vectors=vectors, **secret)
+    config = Config.model_validate(yaml.safe_load(files["config/companion.yml"]))
+    assert config.vectors is not None
+    assert config.vectors.api_key_file == "/run/credentials/citadel-companion.service/vectors-api-key"
+    assert "IPAddressAllow=localhost 10.0.0.30\n" in files[UNIT]
+    assert (tmp_path / "credentials" / "vectors-api-key").read_text() == "hidden-2"
+    assert not [path for path, text in files.items() if "hidden-2" in text], "a secret is in no release"

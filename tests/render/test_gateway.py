@@ -25,6 +25,7 @@ SERVER = {
     "side_connections": 50,
     "max_held_bytes": 2**27,
 }
+MEASURED = {"hidden_size": 64, "revision": "r1"}
 PLAYBOOK = """
 - hosts: localhost
   connection: local
@@ -47,7 +48,7 @@ def render(
     variables = {
         "gateway_stanzas": models,
         "gateway_instances": [
-            {"name": name, "model": name, "url": f"http://127.0.0.1:{model['port']}", "hidden_size": 64}
+            {"name": name, "model": name, "url": f"http://127.0.0.1:{model['port']}", **MEASURED}
             for name, model in models.items()
         ],
         "gateway_environment": "/opt/citadel/envs/gateway-0123456789ab",
@@ -131,6 +132,14 @@ def test_a_stanza_has_bounds_of_its_own(tmp_path: Path) -> None:
         .bounds
     )
     assert (bounds.n, bounds.guided.depth, bounds.guided.choices, bounds.stop) == (2, 4, 512, 16)
+
+
+def test_answers_are_kept_where_that_is_said(config: Config, tmp_path: Path) -> None:
+    assert config.cache is None
+    assert {model.revision for model in config.models.values()} == {"r1"}
+    kept = parse(render(tmp_path, settings={"gateway_cache": {"policy": "always"}})["config/gateway.yml"]).cache
+    assert kept
+    assert kept.policy == "always"
 
 
 def test_no_request_is_too_dear_for_the_budget(config: Config) -> None:

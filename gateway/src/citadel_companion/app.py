@@ -16,11 +16,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from citadel_companion import __version__, history, responses
+from citadel_companion import __version__, batches, files, forgetting, history, responses
 from citadel_companion.config import Config
+from citadel_companion.runner import Runner
 from citadel_companion.services import Asker, Problem, Services, asker
 from citadel_companion.shipping import Shipper
 from citadel_companion.store import Feedback, opened
+from citadel_companion.vectors import Vectors, routes
 
 MOST_DAYS = 366
 
@@ -41,6 +43,9 @@ def application(config: Config) -> FastAPI:
     look = history.Historian(Path(config.release), shipping).look if config.release is not None else None
     shipper = Shipper(Path(config.spool), shipping, config.retention.model_dump(), look)
     kept, store = services.kept, services.store
+    vectors = Vectors(services, config.vectors) if config.vectors is not None else None
+    shelves = files.Files(services)
+    runner = Runner(shelves)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -52,8 +57,18 @@ def application(config: Config) -> FastAPI:
 
     app = FastAPI(title="Citadel companion", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.shipper = shipper
-    app.include_router(history.routes(services))
-    app.include_router(responses.routes(services))
+    app.state.runner = runner
+    parts = [
+        history.routes(services),
+        responses.routes(services),
+        files.routes(shelves),
+        batches.routes(batches.Batches(runner)),
+        forgetting.routes(forgetting.Forgetter(services, shipper, runner, vectors)),
+    ]
+    if vectors is not None:
+        parts.append(routes(vectors))
+    for part in parts:
+        app.include_router(part)
 
     @app.exception_handler(Problem)
     async def told(_: Request, problem: Problem) -> JSONResponse:
@@ -65,7 +80,8 @@ def application(config: Config) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:]) or None
+        # keys that a client has chosen stand in it
+        where = ".".join(str(part) for part in first["loc"][1:])[:200].encode("utf-8", "replace").decode() or None
         return await told(request, Problem(400, "invalid_request", f"{where or 'The body'}: {first['msg']}.", where))
 
     @app.exception_handler(HTTPException)
@@ -83,6 +99,7 @@ def application(config: Config) -> FastAPI:
             "trouble": shipper.trouble or None,
             "shipped": shipper.shipped,
             "spool_behind_seconds": round(behind, 1),
+            "vectors": vectors.told() if vectors is not None else None,
         }
 
     @app.get("/v1/usage")
@@ -118,13 +135,23 @@ def application(config: Config) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
-        return PlainTextResponse(generate_latest(figures(shipper)), media_type="text/plain; version=0.0.4")
+        found = await asyncio.to_thread(figures, shipper, runner, vectors)
+        return PlainTextResponse(generate_latest(found), media_type="text/plain; version=0.0.4")
 
     return app
 
 
-def figures(shipper: Shipper) -> CollectorRegistry:
+def figures(shipper: Shipper, runner: Runner, vectors: Vectors | None = None) -> CollectorRegistry:
     registry = CollectorRegistry()
+    Gauge("citadel_companion_batches_ready", "Whether batches run", registry=registry).set(runner.resumed.is_set())
+    Gauge("citadel_companion_batches_open", "Batches that are not over", registry=registry).set(len(runner.jobs))
+    lines = Counter(
+        "citadel_companion_batch_lines", "Lines of batches, by how they ended", ["outcome"], registry=registry
+    )
+    for outcome, count in runner.lines.items():
+        lines.labels(outcome).inc(count)
+    held = runner.files.shelf.held()
+    Gauge("citadel_companion_files_bytes", "Bytes of files that are kept", registry=registry).set(held.size)
     Counter("citadel_companion_shipped", "Records that were kept", registry=registry).inc(shipper.shipped)
     Counter("citadel_companion_torn_lines", "Lines of the spool that were no record", registry=registry).inc(
         shipper.torn
@@ -133,4 +160,8 @@ def figures(shipper: Shipper) -> CollectorRegistry:
     Gauge("citadel_companion_spool_behind_seconds", "Age of the oldest record that is not kept", registry=registry).set(
         shipper.behind()
     )
+    if vectors is not None:
+        up = Gauge("citadel_companion_collection_up", "Whether it can be used", ["model"], registry=registry)
+        for model, told in vectors.told().items():
+            up.labels(model).set(told["status"] == "ready")
     return registry

@@ -11,6 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 import httptools
+import orjson
 
 from citadel_gateway.errors import Refusal
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from citadel_gateway.gateway import Gateway
 
 _PIECE = 64 * 1024
+_LONGEST = 8 * 1024 * 1024  # of an answer that is for the gateway itself
 _GLANCE = 0.5  # seconds that a look at it may take
 _OURS = b"x-citadel-"
 # they say something about a connection, not about the request (RFC 9110, 7.6.1)
@@ -58,7 +60,6 @@ class Companion:
                 await writer.wait_closed()
 
     def _head(self, exchange: Exchange, length: int) -> bytes:
-        principal = exchange.principal
         headers = exchange.headers
         query = exchange.client.query
         target = exchange.client.target + (b"?" + query if query else b"")
@@ -68,13 +69,7 @@ class Companion:
             if name in _HOP or name in _KEPT_BACK or name in dropped or name.startswith(_OURS):
                 continue
             parts.append(b"%b: %b\r\n" % (name, value))
-        parts += [
-            b"x-request-id: %b\r\n" % exchange.id.encode(),
-            b"x-citadel-principal: %b\r\n" % principal.id.encode(),
-            b"x-citadel-role: %b\r\n" % principal.role.encode(),
-            b"x-citadel-tier: %b\r\n" % principal.tier_name.encode(),
-            b"x-citadel-address: %b\r\n" % exchange.address.encode(),
-        ]
+        parts.append(_in_the_name_of(exchange))
         if exchange.client.upgrade:
             parts.append(b"connection: upgrade\r\nupgrade: %b\r\n\r\n" % headers[b"upgrade"])
         else:
@@ -134,6 +129,42 @@ class Companion:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
         await exchange.end()
+
+
+def _in_the_name_of(exchange: Exchange) -> bytes:
+    principal = exchange.principal
+    return b"".join(
+        (
+            b"x-request-id: %b\r\n" % exchange.id.encode(),
+            b"x-citadel-principal: %b\r\n" % principal.id.encode(),
+            b"x-citadel-role: %b\r\n" % principal.role.encode(),
+            b"x-citadel-tier: %b\r\n" % principal.tier_name.encode(),
+            b"x-citadel-address: %b\r\n" % exchange.address.encode(),
+        )
+    )
+
+
+async def ask(
+    socket: str, exchange: Exchange, path: bytes, purpose: bytes, body: dict[str, object]
+) -> tuple[int, bytes]:
+    """Something of the gateway's own, in the name of the client; OSError if there is no whole answer."""
+    content = orjson.dumps(body)
+    head = b"POST %b HTTP/1.1\r\nhost: companion\r\nx-citadel-internal: %b\r\n" % (path, purpose)
+    head += _in_the_name_of(exchange) + b"content-type: application/json\r\n"
+    reader, writer = await asyncio.open_unix_connection(socket)
+    try:
+        writer.write(b"%bcontent-length: %d\r\nconnection: close\r\n\r\n%b" % (head, len(content), content))
+        answer = _Answer("POST")
+        size = 0
+        while not answer.complete:
+            data = await reader.read(_PIECE)
+            size += len(data)
+            if size > _LONGEST:
+                raise ConnectionResetError
+            answer.feed(data)
+        return answer.status, b"".join(answer.parts)
+    finally:
+        writer.close()
 
 
 async def is_there(socket: str) -> bool:

@@ -18,9 +18,11 @@ PACKAGE = Path(__file__).parent
 # the stations and what they call for every request; what inherits from asyncio stays as it is
 MODULES = (
     "admission",
+    "answers",
     "bounds",
     "breaker",
     "budget",
+    "cache",
     "envelope",
     "errors",
     "exchange",
@@ -33,6 +35,7 @@ MODULES = (
     "reservation",
     "route",
     "routes",
+    "sameness",
     "secured",
     "settlement",
     "spool",

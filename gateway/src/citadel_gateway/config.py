@@ -19,6 +19,7 @@ from citadel_gateway.endpoints import ENDPOINTS
 
 Priority = Literal["low", "normal", "high", "critical"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+CachePolicy = Literal["never", "on_request", "always"]
 Policy = Literal["weighted_round_robin", "least_in_flight", "response_time", "resource"]
 
 
@@ -284,6 +285,8 @@ class Model(Section):
     fallback: list[str] = []
     load_seconds: Seconds = 120.0
     hold: Seconds | None = None
+    cache: CachePolicy | None = None
+    revision: str | None = None
 
 
 class Companion(Section):
@@ -292,10 +295,36 @@ class Companion(Section):
     timeout: Seconds = 60.0
 
 
+class Knowledge(Section):
+    """Passages that a request asks to have put into its context."""
+
+    deadline: Seconds = 1.0
+    passages: Positive = 5
+    most_passages: Positive = 20
+    most_bytes: Positive = 8192
+    threshold: Annotated[float, Field(ge=-1, le=1)] = 0.7
+
+
 class Usage(Section):
     folder: str
     sync: Seconds = 1.0
     most_bytes: Positive = 8 * 1024**3
+
+
+class Ttl(Section):
+    """How long answers are good for, in seconds."""
+
+    chat: Seconds = 3600.0
+    completions: Seconds = 3600.0
+    embeddings: Seconds = 86400.0
+
+
+class Cache(Section):
+    policy: CachePolicy = "on_request"
+    memory_bytes: Positive = 128 * 1024 * 1024
+    answer_bytes: Positive = 1024 * 1024
+    database: Annotated[int, Field(ge=0)] | None = 1  # of the section redis
+    ttl: Ttl = Ttl()
 
 
 class Tracing(Section):
@@ -329,7 +358,9 @@ class Config(Section):
     health: Health = Health()
     breaker: Breaker = Breaker()
     retry: Retry = Retry()
+    cache: Cache | None = None
     companion: Companion | None = None
+    knowledge: Knowledge | None = None
     tracing: Tracing | None = None
     usage: Usage | None = None
     redis: Redis | None = None
@@ -340,6 +371,8 @@ class Config(Section):
         wrong = [*self._wrong_names(), *self._wrong_models()]
         if self.profile == "production" and self.auth.anonymous.enabled:
             wrong.append("auth.anonymous.enabled: true is for development; set it to false or profile to development")
+        if self.knowledge is not None and self.companion is None:
+            wrong.append("knowledge: the companion finds it, and there is none; add companion or take this out")
         redis = self.redis
         if self.limits.shared and redis is None:
             wrong.append(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from citadel_gateway.admission import Permit
+    from citadel_gateway.cache import Lookup
     from citadel_gateway.fleet import Model, Replica
     from citadel_gateway.limits import Reservation
     from citadel_gateway.protocol import Cycle
@@ -62,6 +63,8 @@ class Exchange:
     on_replica = False
     queued = 0.0
     # relay
+    sources = b""  # of the knowledge that was put into the context, in JSON
+    more_lines = b""  # headers that steps have added
     retries = 0
     deaths = 0  # of engines that had it in flight
     turn: asyncio.Lock | None = None  # among those that an engine may have died of
@@ -73,7 +76,10 @@ class Exchange:
     completion_tokens = 0
     cached_tokens = 0
     usage_exact = False
-    kept: list[bytes] | None = None  # the answer, for whoever hangs on the path and wants it
+    kept: list[bytes] | None = None  # the answer, for the steps that want it
+    room = 0  # bytes of it that may yet be kept
+    cache = ""  # hit, miss or bypass, where an answer of the cache was wanted
+    lookup: Lookup | None = None
     charged = 0  # tokens, in the end
     trace: Trace | None = None  # where its spans are wanted
     trace_lines = b""  # for the replica, where the gateway traces at all
@@ -103,6 +109,11 @@ class Exchange:
         if accepted is not None and len(body) >= client.compress_from:
             coded, body = await compressed(body, accepted)
             lines += coded
+        await self.send(lines, body)
+
+    async def send(self, lines: bytes, body: bytes) -> None:
+        """The same as it is."""
+        client = self.client
         self.bytes_out = len(body)
         if self.status not in _WITHOUT_BODY:
             lines = b"%bcontent-length: %d\r\n" % (lines, len(body))
@@ -130,6 +141,21 @@ class Exchange:
         if data:
             await self.pass_on(data)
         self.client.end()
+
+    def keep_up_to(self, most: int) -> None:
+        self.kept = []
+        self.room = max(self.room, most)
+
+    def keep(self, data: bytes) -> None:
+        """A piece of the answer. What is too long for those who want it is let go at once."""
+        kept = self.kept
+        if kept is None:
+            return
+        self.room -= len(data)
+        if self.room < 0:
+            self.kept = None
+        else:
+            kept.append(data)
 
     async def _drained(self) -> None:
         self.write_blocked = time.monotonic()

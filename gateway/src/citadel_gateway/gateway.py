@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from citadel_gateway import config as configuration
 from citadel_gateway.admission import Admission
+from citadel_gateway.cache import Cache
 from citadel_gateway.exchange import header_lines
 from citadel_gateway.fleet import Fleet, Replica, State
 from citadel_gateway.identity import Identity, TrustedProxies
 from citadel_gateway.keys import KeyFileError, KeyStore
+from citadel_gateway.knowledge import Knowledge
 from citadel_gateway.limits import Limits
 from citadel_gateway.logs import AuditLog, JsonLog
 from citadel_gateway.metrics import Metrics, Now, Outside
@@ -27,6 +29,7 @@ from citadel_gateway.walk import Walk
 if TYPE_CHECKING:
     from typing import Any
 
+    from citadel_gateway.behind import Behind
     from citadel_gateway.budget import Budget
     from citadel_gateway.config import Config
     from citadel_gateway.redis_client import Redis
@@ -39,7 +42,10 @@ _AT_START = ("listen", "logs", "tracing", "usage", "redis")
 _SECURITY = header_lines(
     (b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"), (b"referrer-policy", b"no-referrer")
 )
-_EXPOSED = b"x-request-id, x-citadel-model, x-citadel-replica, x-citadel-queue-ms, x-citadel-upstream-ms, retry-after"
+_EXPOSED = (
+    b"x-request-id, x-citadel-model, x-citadel-replica, x-citadel-queue-ms, x-citadel-upstream-ms, x-citadel-cache, "
+    b"x-citadel-knowledge, x-citadel-sources, age, retry-after"
+)
 
 
 class Gateway:
@@ -62,7 +68,9 @@ class Gateway:
         self.metrics.registry.register(Outside(self.redis, self.limits))
         self.fleet = Fleet(config, self._replica_changed)
         self.admission = Admission(config.admission, self.fleet)
-        self.metrics.registry.register(Now(self.admission, lambda: [each.endpoint for each in self.walk.running]))
+        self.metrics.registry.register(
+            Now(self.admission, lambda: [each.endpoint for each in self.walk.running], self._cached)
+        )
         self.connections: set[Any] = set()
         self.budgets: dict[str, Budget] = {}  # of each listener
         self.metrics.connections.set_function(lambda: len(self.connections))
@@ -81,12 +89,15 @@ class Gateway:
         if self.spool is not None:
             self.recorder.sinks.append(self.spool.sink())
         self.quarantine = Quarantine()
-        self.step: Step | None = None
+        self.cache: Cache | None = None
+        self.steps: tuple[Step, ...] = ()  # before the model, in this order
+        self._set_steps(config)
         self.walk = Walk(self)
         self.fixed_lines = _SECURITY
         self.stopping = False
         self.prober: Prober | None = None
         self._sweeper: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None  # of a cache that is no longer wanted
 
     def start(self) -> None:
         """Begin to look after the replicas and the running requests; needs the loop."""
@@ -98,6 +109,8 @@ class Gateway:
             self.spool.start()
         if self.limits.shared is not None:
             self.limits.shared.start()
+        if self.cache is not None:
+            self.cache.start()
         self.audit.event("start", models=list(self.fleet.models))
 
     async def close(self) -> None:
@@ -112,6 +125,8 @@ class Gateway:
             await self.spool.close()
         if self.limits.shared is not None:
             await self.limits.shared.close()
+        if self.cache is not None:
+            await self.cache.close()
         for replica in self.fleet.replicas():
             replica.pool.close()
         self.keys.write_uses()
@@ -142,6 +157,7 @@ class Gateway:
         self.admission.apply(fresh.admission)
         self.limits.apply(fresh.limits)
         self.identity.apply(fresh)
+        self._change_cache(fresh)
         self.proxies = TrustedProxies(fresh.server.trusted_proxies)
         for budget in self.budgets.values():
             budget.apply(fresh.server)
@@ -153,6 +169,44 @@ class Gateway:
         self.metrics.reloads.labels("ok").inc()
         self.audit.event("reload", actor=actor)
         return None
+
+    def _set_steps(self, config: Config) -> None:
+        if config.cache is None:
+            self.cache = None
+        elif self.cache is None:
+            self.cache = Cache(config.cache, self.metrics, self._behind(config, config.cache.database))
+        else:
+            self.cache.apply(config.cache)
+        self.redis.pop("answers", None)
+        if self.cache is not None and self.cache.behind is not None:
+            self.redis["answers"] = self.cache.behind.redis
+        # what is put into the context is a part of what the cache is asked for
+        steps: list[Step] = []
+        if config.knowledge is not None and config.companion is not None:
+            steps.append(Knowledge(config.knowledge, config.companion, self.limits, self.metrics))
+        if self.cache is not None:
+            steps.append(self.cache)
+        self.steps = tuple(steps)
+
+    def _change_cache(self, fresh: Config) -> None:
+        before = self.cache
+        self._set_steps(fresh)
+        if self.cache is before:
+            return
+        if self.cache is not None:
+            self.cache.start()
+        if before is not None:
+            self._closing = asyncio.create_task(before.close())
+
+    def _behind(self, config: Config, database: int | None) -> Behind | None:
+        if config.redis is None or database is None:
+            return None
+        from citadel_gateway.behind import Behind  # noqa: PLC0415 - most gateways have no Redis
+
+        return Behind(config.redis, database, self.metrics)
+
+    def _cached(self, model: str) -> int:
+        return self.cache.answers.models.get(model, 0) if self.cache is not None else 0
 
     async def speaks(self, replica: Replica) -> bool:
         """Whether a replica gives a token to the gateway itself."""
@@ -214,6 +268,8 @@ class Gateway:
             await asyncio.sleep(_SWEEP)
             turn += 1
             self._cut_the_slow()
+            if self.cache is not None:
+                self.cache.let_go()
             if turn % 2 == 0:
                 try:
                     if self.keys.refresh():
@@ -225,6 +281,8 @@ class Gateway:
             if turn % 240 == 0:
                 self.limits.sweep()
                 self.identity.wrong.sweep()
+                if self.cache is not None:
+                    self.cache.answers.sweep()
                 await asyncio.to_thread(self.keys.write_uses)
 
     def _cut_the_slow(self) -> None:

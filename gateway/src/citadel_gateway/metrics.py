@@ -36,6 +36,7 @@ _QUEUE = (0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 STATES = ("unknown", "loading", "ready", "draining", "failed")
 BREAKER_STATES = {"closed": 0, "half_open": 1, "open": 2}
+KNOWLEDGE = ("used", "nothing", "too_long", "unavailable", "refused")  # what asking for it comes to
 TOKENS = ("prompt", "completion", "cached")
 UNKNOWN_MODEL = "unknown"
 # by the names that dashboards know them by
@@ -68,6 +69,24 @@ class Metrics:
             "llm_fallbacks_total", "Requests answered by another model", ["model", "by"], registry=registry
         )
         self.cache_hits = Counter("llm_cache_hits_total", "Answers from the cache", ["model"], registry=registry)
+        self.cache_misses = Counter(
+            "llm_cache_misses_total", "Answers that the cache did not have", ["model"], registry=registry
+        )
+        self.cache_waits = Counter(
+            "llm_cache_waits_total", "Requests that waited for the answer to an equal one", ["model"], registry=registry
+        )
+        self.cache_evictions = Counter(
+            "llm_cache_evictions_total", "Answers that had to make room", ["model"], registry=registry
+        )
+        self.knowledge = Counter(
+            "llm_knowledge_requests_total",
+            "Requests that asked for stored knowledge in their context",
+            ["outcome"],
+            registry=registry,
+        )
+        self.cache_redis = Counter(
+            "llm_cache_redis_total", "What Redis did for the cache", ["outcome"], registry=registry
+        )
         self.engine_deaths = Counter(
             "llm_engine_deaths_total",
             "Engines that died with a request in flight",
@@ -75,7 +94,7 @@ class Metrics:
             registry=registry,
         )
         self.steps = Counter(
-            "llm_steps_total", "What the step before the model came to", ["outcome"], registry=registry
+            "llm_steps_total", "What the steps before the model came to", ["outcome"], registry=registry
         )
         self.dropped_logs = Counter(
             "llm_log_lines_dropped_total", "Log lines that could not be written", ["log"], registry=registry
@@ -102,9 +121,13 @@ class Metrics:
 
     def prepare(self, config: Config) -> None:
         """Series that exist before the first event, so that a rate over them is true from the start."""
+        if config.knowledge is not None:
+            for outcome in KNOWLEDGE:
+                self.knowledge.labels(outcome)
         for name, model in config.models.items():
             self.work.prepare(name, model.endpoints)
-            self.cache_hits.labels(name)
+            for cached in (self.cache_hits, self.cache_misses, self.cache_waits, self.cache_evictions):
+                cached.labels(name)
             self.retries.labels(name)
             for replica in model.replicas:
                 self.engine_deaths.labels(name, replica.name)
@@ -231,8 +254,11 @@ class Work(Collector):
 class Now(Collector):
     """The gauges, read from the live objects when somebody asks."""
 
-    def __init__(self, admission: Admission, running: Callable[[], Iterable[str]]) -> None:
+    def __init__(
+        self, admission: Admission, running: Callable[[], Iterable[str]], cached: Callable[[str], int]
+    ) -> None:
         self._admission = admission
+        self._cached = cached  # bytes of a model's answers
         self._running = running  # the endpoints of the requests that are not over
 
     def describe(self) -> list[Metric]:
@@ -244,6 +270,7 @@ class Now(Collector):
         health = GaugeMetricFamily("llm_model_health", "1 if some replica is ready", labels=["model"])
         capacity = GaugeMetricFamily("llm_model_capacity", "Requests that may be in flight", labels=["model"])
         memory = GaugeMetricFamily("llm_model_memory_usage_bytes", "Memory of the model's servers", labels=["model"])
+        cached = GaugeMetricFamily("llm_cache_bytes", "Memory of the answers that are kept", labels=["model"])
         state = GaugeMetricFamily("llm_replica_state", "1 for the state it is in", labels=["model", "replica", "state"])
         breaker = GaugeMetricFamily("llm_breaker_state", "0 closed, 1 half open, 2 open", labels=["model", "replica"])
         restarts = CounterMetricFamily(
@@ -255,6 +282,7 @@ class Now(Collector):
             depth.add_metric([model.name], lane.waiting)
             health.add_metric([model.name], float(model.status() == "ready"))
             capacity.add_metric([model.name], model.capacity())
+            cached.add_metric([model.name], self._cached(model.name))
             memory.add_metric([model.name], sum(replica.memory for replica in model.replicas))
             for replica in model.replicas:
                 breaker.add_metric([model.name, replica.name], BREAKER_STATES[replica.breaker.state])
@@ -265,7 +293,7 @@ class Now(Collector):
         flights = Counts(_endpoint(name) for name in self._running())
         for endpoint in dict.fromkeys((*_PATH_ENDPOINTS, *flights)):
             flying.add_metric([endpoint], flights[endpoint])
-        yield from (active, depth, health, capacity, memory, state, breaker, restarts, flying)
+        yield from (active, depth, health, capacity, memory, cached, state, breaker, restarts, flying)
 
 
 class Outside(Collector):

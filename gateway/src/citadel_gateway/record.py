@@ -99,6 +99,7 @@ def to_access(log: JsonLog, *, prompts: bool) -> Sink:
             "usage_exact": exchange.usage_exact,
             "charged_tokens": exchange.charged,
             "retries": exchange.retries,
+            "cache": exchange.cache or None,
             "bytes_out": exchange.bytes_out,
         }
         if prompts:

@@ -154,8 +154,12 @@ async def _answer(exchange: Exchange, replica: Replica, connection: Connection, 
             exchange.prompt_tokens, exchange.completion_tokens = usage.prompt, usage.completion
             exchange.cached_tokens = usage.cached
             exchange.usage_exact = True
-        if exchange.kept is not None:
-            exchange.kept.append(body)
+        if kind.startswith(b"application/json"):
+            exchange.keep(body)
+        else:
+            exchange.kept = None  # whoever wants it takes it for JSON
+        if exchange.sources and body.endswith(b"}"):
+            body = b'%b,"sources":%b}' % (body[:-1], exchange.sources)
     head = b"%b%bcontent-type: %b\r\n" % (lines(exchange), limit_lines(exchange), kind)
     if status >= 400:
         head += b"x-should-retry: false\r\n"
@@ -183,16 +187,13 @@ async def _stream(exchange: Exchange, connection: Connection, lines: Lines, even
     broken: UpstreamError | None = None
     try:
         await exchange.begin(head)
-        kept = exchange.kept
-        if kept is not None:
-            kept.append(data)
+        exchange.keep(data)
         await exchange.pass_on(data)
         late: list[bytes] = []
 
         def take(part: bytes) -> bool:
             data = events.feed(part)
-            if kept is not None:
-                kept.append(data)
+            exchange.keep(data)
             if not data or exchange.pass_at_once(data):
                 return True
             late.append(data)

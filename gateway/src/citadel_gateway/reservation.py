@@ -87,6 +87,22 @@ async def _reserved(exchange: Exchange, model: Model, limits: Limits) -> Refusal
     return None
 
 
+def grow(exchange: Exchange, model: Model, tokens: int, limits: Limits) -> bool:
+    """So many tokens more of the prompt; False if there is no room for them, and all is as it was."""
+    held = exchange.reservation
+    if held is None:
+        return False
+    held.cancel()
+    exchange.prompt_estimate += tokens
+    try:
+        reserve(exchange, model, limits)
+    except Refusal:
+        exchange.prompt_estimate -= tokens
+        reserve(exchange, model, limits)
+        return False
+    return True
+
+
 def limit_lines(exchange: Exchange) -> bytes:
     """What is left, in the headers that OpenAI uses."""
     if exchange.reservation is None:

@@ -222,6 +222,7 @@ def entry(record: Record, ident: str) -> dict[str, Any]:
         "queue_ms": _ms(exchange.queued),
         "first_ms": _ms(first) if first is not None else None,
         "retries": exchange.retries,
+        "cache": exchange.cache or None,
     }
 
 

@@ -1,7 +1,7 @@
-"""The one optional step before the model: it may answer itself, or change what the model is asked.
+"""The optional steps before the model, in their order: each may answer itself, or change what the model is asked.
 
-A cache of answers or knowledge put into the context hangs here, after the reservation and before admission, so that
-the path need not know of either. A step that is late or fails is passed over: the request goes on without it.
+Knowledge that is put into the context and a cache of answers hang here, after the reservation and before admission, so
+that the path need not know of either. A step that is late or fails is passed over: the request goes on without it.
 """
 
 from __future__ import annotations
@@ -23,25 +23,34 @@ class Answer(NamedTuple):
     status: int = 200
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    lines: bytes = b""  # more headers
+    as_it_is: bool = False  # never compressed on its way
 
 
 class Step(Protocol):
-    deadline: float  # seconds that it may take
+    @property
+    def deadline(self) -> float | None:
+        """Seconds that it may take; None for one that sees to that itself."""
 
     async def before(self, exchange: Exchange) -> Answer | bytes | None:
         """An answer, another body for the model, or nothing. `exchange.body` is what the model would get."""
 
-    def wants(self, exchange: Exchange) -> bool:
-        """Whether `finished` is to see the answer of this exchange; asked before the model is."""
+    def wants(self, exchange: Exchange) -> int:
+        """The longest answer of this exchange that `finished` is to see, in bytes; 0 if it is not to be told at all.
+        Asked right after `before`, unless that has answered."""
 
-    def finished(self, exchange: Exchange, answer: bytes) -> None:
-        """A whole answer, or all events of a stream that came to its end. Never awaited."""
+    def finished(self, exchange: Exchange, answer: bytes | None) -> None:
+        """Once for each exchange that it wants, however that ends: a whole answer, or all events of a stream that came
+        to its end; None if it did not come to that, or is longer. Never awaited."""
 
 
 async def take(step: Step, exchange: Exchange, count: Callable[[str], None]) -> Answer | None:
     try:
-        async with asyncio.timeout(step.deadline):
+        if step.deadline is None:
             result = await step.before(exchange)
+        else:
+            async with asyncio.timeout(step.deadline):
+                result = await step.before(exchange)
     except TimeoutError:
         count("late")
         return None

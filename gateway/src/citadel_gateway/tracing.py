@@ -190,6 +190,7 @@ def spans(record: Record, trace: Trace) -> list[dict[str, Any]]:
         "citadel.principal": exchange.principal.id,
         "citadel.outcome": record.status,
         "citadel.retries": exchange.retries,
+        "citadel.cache": exchange.cache or None,
     }
     name, times = f"{exchange.method} {exchange.path}", (exchange.started, end)
     found = [span(name, _SERVER, (trace.root, trace.parent), times, attributes=attributes(told), **failed)]

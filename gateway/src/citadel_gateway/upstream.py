@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable
@@ -286,7 +287,8 @@ class Connection(asyncio.Protocol):
 class Pool:
     """The idle connections to one replica, the last used first."""
 
-    def __init__(self, host: str, port: int, connect_timeout: float) -> None:
+    def __init__(self, host: str, port: int, connect_timeout: float, tls: ssl.SSLContext | None = None) -> None:
+        self.tls = tls
         self.host = host
         self.port = port
         self.connect_timeout = connect_timeout
@@ -337,7 +339,9 @@ class Pool:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(min(self.connect_timeout, most)):
-                _, connection = await loop.create_connection(lambda: Connection(self, loop), self.host, self.port)
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self, loop), self.host, self.port, ssl=self.tls
+                )
         except TimeoutError:
             if most < self.connect_timeout:
                 raise UpstreamError("timeout", f"no connection within {most:g} s") from None

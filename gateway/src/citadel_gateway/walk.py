@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from citadel_gateway.fleet import Model, Replica
     from citadel_gateway.gateway import Gateway
     from citadel_gateway.protocol import Cycle
-    from citadel_gateway.step import Step
+    from citadel_gateway.step import Answer, Step
 
 
 def _check_manner(exchange: Exchange) -> None:
@@ -77,10 +77,10 @@ class Walk:
                 reservation.reserve(exchange, model, gateway.limits)
             else:
                 await reservation.reserve_for_all(exchange, model, gateway.limits, gateway.limits.shared)
-            if gateway.step is None:
+            if not gateway.steps:
                 await self._serve(exchange, model)
             else:
-                await self._serve_with(gateway.step, exchange, model)
+                await self._serve_with(gateway.steps, exchange, model)
         except Refusal as refusal:
             return refusal
         except relay.BrokenStream:
@@ -95,23 +95,43 @@ class Walk:
             return Refusal(503, "gateway_error", "The gateway failed.")
         return None
 
-    async def _serve_with(self, step: Step, exchange: Exchange, model: Model) -> None:
-        answer = await take(step, exchange, lambda outcome: self._gateway.metrics.steps.labels(outcome).inc())
-        if answer is not None:
-            exchange.prompt_tokens, exchange.completion_tokens = answer.prompt_tokens, answer.completion_tokens
-            exchange.usage_exact = True
-            exchange.status = answer.status
-            kind = b"content-type: %b\r\n" % answer.content_type
-            await exchange.answer(self.lines(exchange) + reservation.limit_lines(exchange) + kind, answer.body)
-            return
-        exchange.kept = [] if step.wants(exchange) else None
-        await self._serve(exchange, model)
-        kept = exchange.kept
-        if kept is not None and exchange.status == 200 and not exchange.outcome:
-            try:
-                step.finished(exchange, b"".join(kept))
-            except Exception as error:
-                self._gateway.report_bug(error)
+    async def _serve_with(self, steps: tuple[Step, ...], exchange: Exchange, model: Model) -> None:
+        watching: list[Step] = []
+        whole: bytes | None = None
+        try:
+            for step in steps:
+                answer = await take(step, exchange, lambda outcome: self._gateway.metrics.steps.labels(outcome).inc())
+                if answer is not None:
+                    await self._give(exchange, answer)
+                    return
+                wanted = step.wants(exchange)
+                if wanted:
+                    watching.append(step)
+                    exchange.keep_up_to(wanted)
+            await self._serve(exchange, model)
+            if exchange.kept is not None and exchange.status == 200 and not exchange.outcome:
+                whole = b"".join(exchange.kept)
+        finally:
+            for step in watching:
+                self._tell(step, exchange, whole)
+
+    async def _give(self, exchange: Exchange, answer: Answer) -> None:
+        """What a step has answered in the model's place."""
+        exchange.prompt_tokens, exchange.completion_tokens = answer.prompt_tokens, answer.completion_tokens
+        exchange.usage_exact = True
+        exchange.status = answer.status
+        kind = b"content-type: %b\r\n%b" % (answer.content_type, answer.lines)
+        lines = self.lines(exchange) + reservation.limit_lines(exchange) + kind
+        if answer.as_it_is:
+            await exchange.send(lines, answer.body)
+        else:
+            await exchange.answer(lines, answer.body)
+
+    def _tell(self, step: Step, exchange: Exchange, whole: bytes | None) -> None:
+        try:
+            step.finished(exchange, whole)
+        except Exception as error:
+            self._gateway.report_bug(error)
 
     async def _serve(self, exchange: Exchange, model: Model) -> None:
         quarantine = self._gateway.quarantine
@@ -303,6 +323,9 @@ class Walk:
                 lines += b"x-citadel-upstream-ms: %.2f\r\n" % (spent * 1000)
         elif exchange.model is not None:
             lines += b"x-citadel-model: %b\r\n" % exchange.model.name.encode()
+        lines += exchange.more_lines
+        if exchange.cache:
+            lines += b"x-citadel-cache: %b\r\n" % exchange.cache.encode()
         origin = exchange.headers.get(b"origin")
         if origin is not None:
             lines += self._gateway.cors_lines(origin)

@@ -364,3 +364,35 @@ def schemas(models: Sequence[Model]) -> dict[str, str]:
             schema += f"_{len(found)}"
         found[model.name] = schema
     return found
+
+
+# what their makers want before a text that is stored, and before one that is looked for
+TASKS = {"nomic-ai/nomic-embed-text-v1.5": ("search_document: ", "search_query: ")}
+
+
+def vectors(models: Sequence[Model], told: Mapping[str, Any]) -> dict[str, Any]:
+    """The companion's section of that name: `told` with a collection for each model that talks, as the documents call
+    it, and of the size that the embeddings model makes."""
+    if not told:
+        return {}
+    found: dict[str, Any] = {}
+    maker = next((model for model in models if model.kind == "embeddings" and model.vector_size), None)
+    if maker is not None:
+        document, query = TASKS.get(maker.weights["bf16"].repository, ("", ""))
+        found["embeddings"] = {"model": maker.name, "document_prefix": document, "query_prefix": query}
+        names = schemas(models)
+        found["collections"] = {
+            model.name: {"name": f"{names[model.name]}_embeddings", "size": maker.vector_size}
+            for model in models
+            if model.kind == "chat"
+        }
+    whole = merged(found, told)
+    if not whole.get("collections"):
+        raise CatalogueError(
+            "*",
+            "kind",
+            "embeddings",
+            "citadel_vectors needs such a model, which says how large vectors are; enable one, name collections with "
+            "their sizes in citadel_vectors, or leave it empty",
+        )
+    return whole

@@ -13,6 +13,8 @@ HEAVY_CORES = 8
 CONCURRENT = 4  # of a model without objectives
 # Twice what all objectives ask for at once is the most in flight; beyond that, waiting in turn is faster.
 OVERLOAD = 2
+# sections that are the role's to tell, whole
+_WHERE_TOLD = ("cache", "tracing", "usage", "redis", "companion", "knowledge")
 
 
 def configuration(
@@ -42,7 +44,7 @@ def configuration(
         "limits": told["limits"],
         "admission": {"budget": budget(models)},
         "health": {"load_times": told["load_times"]},
-        **{name: dict(told[name]) for name in ("tracing", "usage", "redis", "companion") if told.get(name)},
+        **{name: dict(told[name]) for name in _WHERE_TOLD if told.get(name)},
         "models": {model.name: of_model(model, instances, names[model.name]) for model in models},
     }
     return merged(derived, settings)
@@ -102,4 +104,5 @@ def of_model(model: Model, instances: Sequence[Mapping[str, Any]], names: Sequen
         "cost": float(model.cores),
         "limit_class": "heavy" if model.cores >= HEAVY_CORES else "light",
         "fallback": list(model.fallback),
+        "revision": own[0]["revision"],
     }

@@ -134,6 +134,19 @@ def test_every_name_that_the_documents_use(models: Any, name: str, model: str) -
     assert [one.name for one in models(vectors=True) if name in one.aliases] == [model]
 
 
+def test_each_model_that_talks_has_a_collection(models: Any) -> None:
+    found = catalogue.vectors(
+        models(vectors=True), {"url": "http://x:6333", "collections": {"hermes-2": {"size": 4096}}}
+    )
+    assert found["collections"]["phi-3-mini"] == {"name": "phi3_embeddings", "size": 768}
+    assert found["collections"]["hermes-2"] == {"name": "hermes_embeddings", "size": 4096}
+    assert "nomic-embed-text" not in found["collections"]
+    assert found["embeddings"]["query_prefix"] == "search_query: "
+    assert catalogue.vectors(models(), {}) == {}
+    with pytest.raises(CatalogueError, match="enable one"):
+        catalogue.vectors(models(), {"url": "http://x:6333"})
+
+
 def test_each_model_has_a_schema_of_its_own(models: Any) -> None:
     found = catalogue.schemas(models())
     assert found["phi-3-mini"] == "phi3"

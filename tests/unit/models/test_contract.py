@@ -158,7 +158,7 @@ def test_a_model_that_is_not_enabled_stands_in_for_nobody(models: Any) -> None:
 
 def instances(planned: Any) -> list[dict[str, Any]]:
     return [
-        {"name": name, "model": model.name, "url": f"http://127.0.0.1:{port}", "hidden_size": 64}
+        {"name": name, "model": model.name, "url": f"http://127.0.0.1:{port}", "hidden_size": 64, "revision": "r1"}
         for model in planned
         for name, port in model.instances()
     ]
