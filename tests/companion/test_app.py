@@ -145,6 +145,7 @@ def test_killed_at_any_moment_it_keeps_each_record_once(tmp_path: Path) -> None:
         ("socket: /a\nstate: /b\n", "spool: field required"),
         ("socket: /a\nstate: /b\nspool: /c\nschemas: {phi: 'a-b'}\n", "schemas.phi"),
         ("socket: /a\nstate: /b\nspool: /c\nretention: {requests: 0}\n", "retention.requests"),
+        ("socket: /a\nstate: /b\nspool: /c\nresponses: {truncation: none}\n", "responses.truncation"),
         ("socket: /a\nstate: /b\nspool: /c\npool: 5\n", "pool: extra inputs"),
     ],
 )

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from citadel_companion.app import application
 from citadel_companion.config import Config
 from citadel_companion.embedded import Embedded
-from citadel_companion.responses import history
+from citadel_companion.responses import chain
 from citadel_companion.store import Store, StoreError, Thing
 from tests.companion.databases import Opened
 
@@ -467,8 +467,12 @@ async def test_a_conversation_that_goes_on_keeps_its_turns(client: Client) -> No
     thing = client.store.get("response", first["id"], "key:a")
     assert thing is not None and thing.expires_at is not None
     assert abs(thing.expires_at - datetime.now(UTC) - timedelta(days=30)) < timedelta(minutes=5)
-    client.store.put(thing._replace(expires_at=datetime.now(UTC) + timedelta(days=1)))
-    await client.made(previous_response_id=first["id"])
+    client.store.put(soon := thing._replace(expires_at=datetime.now(UTC) + timedelta(days=1)))
+    second = await client.made(previous_response_id=first["id"])
+    client.store.put(soon)
+    await client.get(f"{second['id']}/input_items")
+    assert client.store.get("response", first["id"], "key:a") == soon, "who only reads keeps nothing longer"
+    await client.made(previous_response_id=second["id"])
     renewed = client.store.get("response", first["id"], "key:a")
     assert renewed is not None
     assert abs(renewed.expires_at - thing.expires_at) < timedelta(minutes=5)  # type: ignore[operator]
@@ -557,7 +561,7 @@ def texts(asked: dict[str, Any]) -> list[str]:
     return [one["content"] for one in asked["messages"]]
 
 
-async def chain(client: Client, count: int, **more: Any) -> str:
+async def conversation(client: Client, count: int, **more: Any) -> str:
     previous = None
     for number in range(count):
         told = await client.made(input=f"{number}" + "x" * 60, previous_response_id=previous, **more)
@@ -580,7 +584,7 @@ async def test_the_oldest_turns_are_dropped_before_it_is_asked(plain: Client) ->
 
 
 async def test_a_refusal_for_its_length_is_tried_again_with_less(plain: Client) -> None:
-    previous = await chain(plain, 3)
+    previous = await conversation(plain, 3)
     del plain.gateway.asked[:]
     plain.gateway.long = lambda body: "It has 300 input tokens." if len(body["messages"]) > 3 else None
     await plain.made(input="last", previous_response_id=previous)
@@ -590,7 +594,7 @@ async def test_a_refusal_for_its_length_is_tried_again_with_less(plain: Client) 
 
 
 async def test_what_never_fits_is_told_after_a_few_tries(plain: Client) -> None:
-    previous = await chain(plain, 4)
+    previous = await conversation(plain, 4)
     del plain.gateway.asked[:]
     plain.gateway.long = lambda _: "Too long."
     single = await plain.post(input="last")
@@ -611,14 +615,14 @@ async def test_items_without_a_text_fill_a_window_too(plain: Client) -> None:
     for _ in range(4):
         told = await plain.made(input=[{"role": "user", "content": ""}] * 110, previous_response_id=previous)
         previous = told["id"]
-    found = history.past(plain.store, "key:a", str(previous), 16 * WINDOW, Config.model_fields["responses"].default)
+    found = chain.past(plain.store, "key:a", str(previous), 16 * WINDOW, Config.model_fields["responses"].default)
     assert (len(found.items), found.whole) == (111, False)
 
 
 async def test_a_long_conversation_is_read_as_far_as_it_can_matter(
     plain: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history, "DEEPEST", 3)
+    monkeypatch.setattr(chain, "DEEPEST", 3)
     rules = [{"role": "system", "content": "rules"}, {"role": "user", "content": "0"}]
     previous = (await plain.made(input=rules))["id"]
     for number in range(1, 6):

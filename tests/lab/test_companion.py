@@ -150,3 +150,18 @@ def test_one_that_is_stopped_costs_its_own_paths_alone(
     assert call("/health/detailed")[1]["dependencies"]["companion"] == {"status": "unavailable"}
     llm.check_output(f"systemctl start {UNIT}")
     eventually(lambda: kept([ident]), lambda rows: rows == 1, 20)
+
+
+def test_a_conversation_goes_on_after_the_companion_was_killed(
+    llm: Host, call: Caller, eventually: Callable[..., None], started: None
+) -> None:
+    asked = {"model": "phi-3-mini", "max_output_tokens": 2, "input": "My name is Ada."}
+    status, first = call("/v1/responses", asked)
+    assert status == 200
+    llm.check_output(f"systemctl kill -s KILL {UNIT}")
+    eventually(lambda: call(f"/v1/responses/{first['id']}")[0], lambda status: status == 200, 20)
+    more = {"input": "Who am I?", "previous_response_id": first["id"]}
+    status, second = call("/v1/responses", asked | more)
+    assert status == 200
+    assert second["usage"]["input_tokens"] > first["usage"]["input_tokens"], "the model has heard what was said before"
+    assert call(f"/v1/responses/resp_{'0' * 32}")[0] == 404

@@ -17,9 +17,9 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from citadel_companion.responses import history
+from citadel_companion.responses import chain
 from citadel_companion.responses.answer import Answer, BrokenError, chunks, encoded, read
-from citadel_companion.responses.history import NO_PAST, Past
+from citadel_companion.responses.chain import NO_PAST, Past
 from citadel_companion.responses.items import Item, check_pairs, messages
 from citadel_companion.responses.request import Wanted, numbered, response_of, wanted
 from citadel_companion.responses.turns import Window
@@ -142,7 +142,7 @@ class Conversations:
             ident = asked.items[number]["id"]
             of = response_of(ident)
             if of not in known:
-                thing = await self._services.kept(history.thing_of, self._services.store, who.user, of)
+                thing = await self._services.kept(chain.thing_of, self._services.store, who.user, of)
                 body: dict[str, Any] = thing.body if thing is not None else {"input": [], "response": {"output": []}}
                 known[of] = {one["id"]: one for one in (*body["input"], *body["response"]["output"])}
             item = known[of].get(ident)
@@ -181,16 +181,16 @@ class Conversations:
         if asked.previous is None:
             if asked.store:
                 # one that could not be kept is not worth the model's time
-                await services.kept(history.thing_of, services.store, who.user, asked.id)
+                await services.kept(chain.thing_of, services.store, who.user, asked.id)
             return NO_PAST
         most = _CHARACTERS * model.window
-        past = await self.read(who, history.past, asked.previous, most)
+        past = await self.read(who, chain.past, asked.previous, most)
         if asked.truncation == "disabled" and not past.whole:
             raise Problem(
                 400,
                 "context_length_exceeded",
                 f"The conversation before is longer than {model.name}'s {model.window} tokens or than "
-                f"{history.DEEPEST} turns; send truncation: auto to drop its oldest turns.",
+                f"{chain.DEEPEST} turns; send truncation: auto to drop its oldest turns.",
                 "previous_response_id",
             )
         return past
@@ -252,7 +252,7 @@ class Conversations:
         tokens = usage.get("input_tokens")
         turn.kept["density"] = turn.window.characters() / tokens if tokens else None
         services = self._services
-        await services.kept(history.keep, services.store, turn.who.user, turn.kept, self._settings)
+        await services.kept(chain.keep, services.store, turn.who.user, turn.kept, self._settings)
 
 
 def _headers(answer: httpx.Response) -> dict[str, str]:
@@ -296,7 +296,7 @@ def routes(services: Services) -> APIRouter:
     conversations = Conversations(services)
 
     async def body_of(who: Asker, ident: str) -> dict[str, Any]:
-        body: dict[str, Any] = await services.kept(history.found, services.store, who.user, ident)
+        body: dict[str, Any] = await services.kept(chain.found, services.store, who.user, ident)
         return body
 
     @router.post("/v1/responses")
@@ -312,7 +312,7 @@ def routes(services: Services) -> APIRouter:
 
     @router.delete("/v1/responses/{ident}")
     async def delete(ident: str, who: Who) -> dict[str, Any]:
-        await services.kept(history.drop, services.store, who.user, ident)
+        await services.kept(chain.drop, services.store, who.user, ident)
         return {"id": ident, "object": "response", "deleted": True}
 
     @router.post("/v1/responses/{ident}/cancel")
@@ -328,7 +328,7 @@ def routes(services: Services) -> APIRouter:
         order: Literal["asc", "desc"] = "desc",
         after: str | None = None,
     ) -> dict[str, Any]:
-        items = await conversations.read(who, history.input_items, ident)
+        items = await conversations.read(who, chain.input_items, ident)
         if order == "desc":
             items = items[::-1]
         if after is not None:

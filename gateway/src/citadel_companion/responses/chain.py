@@ -38,7 +38,7 @@ def absent(ident: str, param: str | None = None) -> Problem:
     return Problem(404, code, f"{what} with id {ident[:100]!r} not found.", param)
 
 
-def past(store: Store, owner: str, ident: str, most: int, settings: Settings) -> Past:
+def past(store: Store, owner: str, ident: str, most: int, settings: Settings, *, renew: bool = True) -> Past:
     """The conversation that ends with this response: at most so many characters and the turn in which they are full."""
     turns: list[list[Item]] = []
     total = 0
@@ -58,7 +58,8 @@ def past(store: Store, owner: str, ident: str, most: int, settings: Settings) ->
                 f"Previous response with id {ident!r} has failed; go on from the one before it.",
                 "previous_response_id",
             )
-        _renew(store, thing, settings)
+        if renew:
+            _renew(store, thing, settings)
         turns.append([*oldest["input"], *oldest["response"]["output"]])
         total += sum(characters(one) for one in turns[-1])
         at = oldest["response"]["previous_response_id"]
@@ -117,5 +118,5 @@ def input_items(store: Store, owner: str, ident: str, settings: Settings) -> lis
     """What a response was made of, the oldest first: the newest of what was said before, and its own input."""
     body = found(store, owner, ident)
     before = body["response"]["previous_response_id"]
-    said = past(store, owner, before, _LISTED, settings).items if before is not None else []
+    said = past(store, owner, before, _LISTED, settings, renew=False).items if before is not None else []
     return [*said, *body["input"]]
