@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import time
 import unicodedata
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
 from citadel_gateway.answers import OVERHEAD, Answers, Entry, packed_of
+from citadel_gateway.behind import name_of, read, written
 from citadel_gateway.config import parse
 from citadel_gateway.sameness import deterministic
 from tests.gateway.harness import MESSAGES, Lab, code_of, events, running, text_of
+from tests.gateway.redis_server import RedisServer, redis
 from tests.gateway.simulator import Act, until
+
+__all__ = ["redis"]
 
 pytestmark = pytest.mark.anyio
 
@@ -180,6 +186,17 @@ async def test_another_revision_of_a_model_answers_itself() -> None:
         assert await twice(lab) == ["miss", "hit"]
 
 
+async def test_what_waited_while_the_model_was_started_anew_is_not_kept() -> None:
+    """It may have come back with other files, and the deployment's word of it comes later."""
+    async with running(CACHE) as lab:
+        await lab.simulators["phi"].stop(abruptly=True)
+        task = asyncio.create_task(ask(lab))
+        await until(lambda: lab.gateway.admission.waiting == 1)
+        await lab.simulators["phi"].start()
+        assert outcome(await task) == "miss"
+        assert await twice(lab) == ["miss", "hit"]
+
+
 class TestKeys:
     async def test_how_it_is_written_does_not_matter(self) -> None:
         async with running(CACHE) as lab:
@@ -300,6 +317,20 @@ class TestNeverKept:
 
 
 class TestTogether:
+    async def test_what_is_under_way_is_bounded_too(self) -> None:
+        sizes = {"cache": {"memory_bytes": 8000, "answer_bytes": 4000}}
+        async with running(sizes) as lab:
+            cache = lab.gateway.cache
+            assert cache is not None
+            lab.simulators["phi"].gate.clear()
+            tasks = [asyncio.create_task(ask(lab, seed=seed)) for seed in range(5)]
+            await until(lambda: asked(lab) == 5)
+            assert (cache._awaited, len(cache._flights)) == (2, 2)
+            lab.simulators["phi"].gate.set()
+            await asyncio.gather(*tasks)
+            assert cache._awaited == 0
+            assert len(cache.answers) == 2
+
     async def test_equal_requests_ask_the_model_once(self) -> None:
         async with running(CACHE) as lab:
             lab.simulators["phi"].gate.clear()
@@ -380,7 +411,9 @@ class TestTogether:
                 await slow.post(body, headers="x-allow-cache: true\r\n")
                 await until(lambda: any(one.write_blocked for one in lab.gateway.walk.running))
                 lab.simulators["phi"].default = Act()
-                assert outcome(await ask(lab, {"x-request-timeout": "5"}, stream=True)) == "miss"
+                begun = time.monotonic()
+                assert outcome(await ask(lab, stream=True)) == "miss"
+                assert time.monotonic() - begun < 10, "long before the slow one is cut off"
             await lab.settled()
 
 
@@ -453,7 +486,7 @@ class TestManagement:
             task = asyncio.create_task(ask(lab))
             await until(lambda: asked(lab) == 1)
             assert lab.gateway.cache is not None
-            lab.gateway.cache.clear()
+            await lab.gateway.cache.clear()
             lab.simulators["phi"].gate.set()
             await task
             assert outcome(await ask(lab)) == "miss"
@@ -463,9 +496,9 @@ class TestManagement:
             assert await twice(lab) == [None, None]
             assert lab.reconfigure(CACHE) is None
             assert await twice(lab) == ["miss", "hit"]
-            assert lab.reconfigure({"cache": {"memory_bytes": 1}}) is None
+            assert lab.reconfigure({"cache": {"memory_bytes": 1, "answer_bytes": 1000}}) is None
             assert await twice(lab) == ["miss", "miss"]
-            assert lab.reconfigure({"cache": {"memory_bytes": 10**6, "ttl": {"chat": 0.05}}}) is None
+            assert lab.reconfigure({"cache": {"memory_bytes": 10**7, "ttl": {"chat": 0.05}}}) is None
             assert await twice(lab, seed=3) == ["miss", "hit"]
             cache = lab.gateway.cache
             assert cache is not None
@@ -527,6 +560,142 @@ class TestAnswers:
         entry = self.entry(0, size=100_000)
         entry.shrink(packed_of(entry.body))
         assert (entry.size < 2000, entry.whole()) == (True, b"x" * 100_000)
+
+
+def told(lab: Lab, outcome: str) -> float:
+    return lab.metric("llm_cache_redis_total", outcome=outcome)
+
+
+@contextlib.asynccontextmanager
+async def shared(redis: RedisServer, **more: Any) -> AsyncIterator[Lab]:
+    section = {"address": redis.address, "timeout_ms": 1000.0, **more}
+    async with running({**CACHE, "redis": section}, models=MODELS) as lab:
+        cache = lab.gateway.cache
+        assert cache is not None
+        assert cache.behind is not None
+        link = cache.behind.redis
+        await until(lambda: link.up)
+        yield lab
+
+
+class TestRedis:
+    async def test_answers_outlive_the_gateway(self, redis: RedisServer) -> None:
+        async with shared(redis) as lab:
+            _, headers = lab.key()
+            keys = lab.gateway.path.parent.joinpath("keys.json").read_text()
+            lab.simulators["phi"].default = Act(tokens=3000)
+            whole, stream = await ask(lab, headers), await ask(lab, headers, stream=True)
+            await until(lambda: told(lab, "written") == 2)
+        assert redis.ask("DBSIZE") == b":0\r\n"
+        async with shared(redis) as lab:
+            lab.gateway.path.parent.joinpath("keys.json").write_text(keys)
+            assert lab.gateway.reload() is None
+            assert outcome(await ask(lab)) == "miss", "another client's"
+            again = [await ask(lab, headers), await ask(lab, headers, stream=True)]
+            assert [outcome(one) for one in again] == ["hit", "hit"]
+            assert [one.content for one in again] == [whole.content, stream.content]
+            assert again[1].headers["content-type"] == "text/event-stream; charset=utf-8"
+            assert asked(lab) == 1
+            assert told(lab, "hit") == 2
+            assert outcome(await ask(lab, headers)) == "hit"
+            assert told(lab, "hit") == 2, "the second time it is in memory"
+            await lab.settled()
+
+    async def test_they_are_kept_under_the_names_of_the_documents_for_their_time(self, redis: RedisServer) -> None:
+        async with shared(redis) as lab:
+            await ask(lab)
+            await until(lambda: told(lab, "written") == 1)
+            cache = lab.gateway.cache
+            assert cache is not None
+            [entry] = cache.answers._entries.values()
+            assert cache.behind is not None
+            name = f"llm:response:phi:{entry.key.hex()}"
+            assert 3590 < await cache.behind.redis.call("TTL", name) <= 3600
+
+    async def test_clearing_reaches_it(self, redis: RedisServer) -> None:
+        async with shared(redis) as lab:
+            _, admin = lab.key(role="admin")
+            clear = f"{lab.url('management')}/management/cache/clear"
+            for seed in range(3):
+                await ask(lab, seed=seed)
+            await ask(lab, model="mix")
+            await until(lambda: told(lab, "written") == 4)
+            assert (await lab.client.post(clear, headers=admin, params={"model": "phi"})).json() == {"cleared": 3}
+            assert [outcome(await ask(lab, model=name, seed=1)) for name in ("phi", "mix")] == ["miss", "miss"]
+            assert outcome(await ask(lab, model="mix")) == "hit"
+            await until(lambda: told(lab, "written") == 6)
+            assert (await lab.client.post(clear, headers=admin)).json() == {"cleared": 3}
+            assert outcome(await ask(lab, model="mix")) == "miss"
+
+    async def test_without_it_there_is_the_memory(self, redis: RedisServer) -> None:
+        async with shared(redis) as lab:
+            _, admin = lab.key(role="admin")
+            assert lab.metric("llm_redis_up", use="answers") == 1
+            redis.kill()
+            assert await twice(lab) == ["miss", "hit"]
+            assert lab.metric("llm_redis_up", use="answers") == 0
+            answer = await lab.client.post(f"{lab.url('management')}/management/cache/clear", headers=admin)
+            assert (answer.status_code, code_of(answer)) == (503, "redis_unavailable")
+            assert outcome(await ask(lab)) == "miss"
+            assert [one["outcome"] for one in lab.records("audit") if one["event"] == "cache_clear"] == ["failed"]
+            report = (await lab.client.get(f"{lab.url('health')}/health/detailed")).json()
+            assert report["dependencies"]["answers"]["status"] == "unavailable"
+            await lab.settled()
+
+    async def test_one_that_stands_still_costs_no_more_than_its_time(self, redis: RedisServer) -> None:
+        async with shared(redis, timeout_ms=100.0) as lab:
+            redis.pause()
+            tasks = [asyncio.create_task(ask(lab)) for _ in range(3)]
+            begun = time.monotonic()
+            answers = await asyncio.gather(*tasks)
+            assert time.monotonic() - begun < 2
+            assert sorted(str(outcome(one)) for one in answers) == ["hit", "hit", "miss"]
+            redis.resume()
+            await lab.settled()
+
+    async def test_a_client_that_leaves_while_redis_thinks_strands_nobody(self, redis: RedisServer) -> None:
+        async with shared(redis, timeout_ms=3000.0) as lab:
+            redis.pause()
+            leader = asyncio.create_task(ask(lab))
+            await until(lambda: lab.gateway.cache is not None and lab.gateway.cache._flights)
+            other = asyncio.create_task(ask(lab))
+            await until(lambda: lab.metric("llm_cache_waits_total", model="phi") == 1)
+            leader.cancel()
+            await until(lambda: len(lab.gateway.walk.running) == 1)
+            redis.resume()
+            assert outcome(await other) == "miss"
+            await lab.settled()
+
+    async def test_a_reload_opens_and_closes_it(self, redis: RedisServer) -> None:
+        async with running({"redis": {"address": redis.address, "timeout_ms": 1000.0}}) as lab:
+            assert lab.gateway.cache is None
+            assert lab.reconfigure(CACHE) is None
+            cache = lab.gateway.cache
+            assert cache is not None
+            assert cache.behind is not None
+            link = cache.behind.redis
+            await until(lambda: link.up)
+            lab.config.pop("cache")
+            assert lab.reconfigure({}) is None
+            await until(lambda: not link.up)
+
+    def test_what_is_not_ours_is_no_answer(self) -> None:
+        entry = Entry(b"k", "a", "phi", b"x" * 10_000, stream=True, ttl=60.0, age=10.0)
+        plain = written(entry, time.time())
+        entry.shrink(packed_of(entry.body))
+        packed = written(entry, time.time())
+        for value in (plain, packed):
+            found = read(value, b"k", "a", "phi", 20_000)
+            assert found is not None
+            assert (found.whole(), found.stream) == (b"x" * 10_000, True)
+            assert 49 < found.until - time.monotonic() < 51
+        old = written(entry, time.time() - 60)
+        wrong = [None, 3, b"", b"x" * 100, plain[:9], b"\x02" + plain[1:], packed[:-1], packed[:20] + b"y" * 50, old]
+        assert [read(value, b"k", "a", "phi", 20_000) for value in wrong] == [None] * len(wrong)
+        assert [read(value, b"k", "a", "phi", 5_000) for value in (plain, packed)] == [None, None], "too long"
+
+    def test_names(self) -> None:
+        assert name_of("phi", b"\x01\xff") == "llm:response:phi:01ff"
 
 
 def test_a_policy_that_is_none() -> None:

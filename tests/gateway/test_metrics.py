@@ -30,6 +30,10 @@ NAMES = {
     "llm_replica_restarts_total": {"model", "replica"},
     "llm_rejections_total": {"model", "reason"},
     "llm_cache_hits_total": {"model"},
+    "llm_cache_misses_total": {"model"},
+    "llm_cache_waits_total": {"model"},
+    "llm_cache_evictions_total": {"model"},
+    "llm_cache_bytes": {"model"},
     "llm_upstream_errors_total": {"model", "replica", "kind"},
 }
 

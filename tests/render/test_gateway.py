@@ -134,6 +134,14 @@ def test_a_stanza_has_bounds_of_its_own(tmp_path: Path) -> None:
     assert (bounds.n, bounds.guided.depth, bounds.guided.choices, bounds.stop) == (2, 4, 512, 16)
 
 
+def test_answers_are_kept_where_that_is_said(config: Config, tmp_path: Path) -> None:
+    assert config.cache is None
+    assert {model.revision for model in config.models.values()} == {"r1"}
+    kept = parse(render(tmp_path, settings={"gateway_cache": {"policy": "always"}})["config/gateway.yml"]).cache
+    assert kept
+    assert kept.policy == "always"
+
+
 def test_no_request_is_too_dear_for_the_budget(config: Config) -> None:
     assert config.admission.budget == 2 * (8 * 8 + 4 * 12 + 4 * 16 + 2 * 20 + 2 * 8)
     assert all(model.cost <= config.admission.budget for model in config.models.values())

@@ -17,11 +17,13 @@ from citadel_gateway.sameness import key_of
 from citadel_gateway.step import Answer
 
 if TYPE_CHECKING:
+    from citadel_gateway.behind import Behind
     from citadel_gateway.config import Cache as Settings
     from citadel_gateway.exchange import Exchange
     from citadel_gateway.fleet import Model
     from citadel_gateway.metrics import Metrics
 
+_YES = (b"true", b"1", b"yes")
 _SLOW = 1.0  # seconds that a leader's own client may hold up those who wait
 _THREAD = 64 * 1024  # longer ones are compressed where nobody waits for it
 _MAX_AGE = re.compile(rb"max-age=(\d{1,9})").search
@@ -52,33 +54,46 @@ class Flight:
 class Lookup:
     """What was looked for in vain, and may be kept when it is there."""
 
-    __slots__ = ("flight", "generation", "key", "model")
+    __slots__ = ("flight", "generation", "key", "model", "starts")
 
     def __init__(self, key: bytes, model: Model, generation: int) -> None:
         self.key = key
         self.model = model
         self.generation = generation
+        self.starts = _starts(model)
         self.flight: Flight | None = None
 
 
 class Cache:
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, behind: Behind | None = None) -> None:
         self.deadline: float | None = None  # who waits for another does so until its own
         self.settings = settings
+        self.behind = behind
         self._metrics = metrics
         self.answers = Answers(settings.memory_bytes, self._evicted)
         self._flights: dict[bytes, Flight] = {}
         self._generation = 0
+        self._awaited = 0  # answers that are on their way here
         self._packing: set[asyncio.Task[None]] = set()
 
     def apply(self, settings: Settings) -> None:
         self.settings = settings
         self.answers.shrink(settings.memory_bytes)
 
-    def clear(self, model: str | None = None) -> int:
-        """Also what is on its way now is not kept."""
+    def start(self) -> None:
+        if self.behind is not None:
+            self.behind.redis.start()
+
+    async def close(self) -> None:
+        if self.behind is not None:
+            await self.behind.redis.close()
+
+    async def clear(self, model: str | None = None) -> int:
+        """How many answers there were; also what is on its way now is not kept. What Redis fails at is raised, when the
+        memory is empty."""
         self._generation += 1
-        return self.answers.clear(model)
+        cleared = self.answers.clear(model)
+        return cleared if self.behind is None else max(cleared, await self.behind.clear(model))
 
     async def before(self, exchange: Exchange) -> Answer | bytes | None:
         model = exchange.model
@@ -100,17 +115,27 @@ class Cache:
         return None
 
     def wants(self, exchange: Exchange) -> int:
-        return self.settings.answer_bytes if exchange.lookup is not None else 0
+        lookup = exchange.lookup
+        if lookup is None:
+            return 0
+        longest = self.settings.answer_bytes
+        if (self._awaited + 1) * longest > self.settings.memory_bytes:
+            # what is on its way takes memory, too: as much again, and no more
+            exchange.lookup = None
+            self._land(lookup, None, exchange)
+            return 0
+        self._awaited += 1
+        return longest
 
     def finished(self, exchange: Exchange, answer: bytes | None) -> None:
         lookup = exchange.lookup
         if lookup is None:
             return
         exchange.lookup = None
+        self._awaited -= 1
         entry: Entry | None = None
         try:
-            # what another model has answered is not this one's answer
-            if answer is not None and not exchange.passed and lookup.generation == self._generation:
+            if answer is not None and self._is_of(exchange, lookup):
                 entry = self._kept(exchange, lookup, answer)
         finally:
             self._land(lookup, entry, exchange)
@@ -127,7 +152,7 @@ class Cache:
     def _wanted(self, exchange: Exchange, model: Model) -> bool:
         policy = model.settings.cache or self.settings.policy
         if policy == "on_request":
-            return exchange.headers.get(b"x-allow-cache", b"").lower() == b"true"
+            return exchange.headers.get(b"x-allow-cache", b"").lower() in _YES
         return policy == "always"
 
     def _fresh(self, key: bytes, oldest: float) -> Entry | None:
@@ -150,9 +175,23 @@ class Cache:
             if not flight.again:
                 break
         exchange.lookup = lookup
-        if key not in self._flights:
-            self._flights[key] = lookup.flight = Flight(exchange)
-        return None
+        if key in self._flights:
+            return None
+        self._flights[key] = lookup.flight = Flight(exchange)
+        if self.behind is None or oldest <= 0:
+            return None
+        try:
+            entry = await self.behind.get(key, exchange.principal.id, model.name, self.settings.answer_bytes)
+        except asyncio.CancelledError:
+            exchange.lookup = None
+            self._land(lookup, None, exchange)
+            raise
+        if entry is None or time.monotonic() - entry.stored >= oldest or lookup.generation != self._generation:
+            return None
+        self.answers.put(entry)
+        exchange.lookup = None
+        self._land(lookup, entry, exchange)
+        return entry
 
     def _hit(self, exchange: Exchange, entry: Entry) -> Answer:
         self._metrics.cache_hits.labels(entry.model).inc()
@@ -179,7 +218,7 @@ class Cache:
         entry = Entry(lookup.key, owner, model, answer, stream=exchange.stream, ttl=ttl, age=0.0)
         if len(answer) < _THREAD:
             entry.shrink(packed_of(answer))
-            self.answers.put(entry)
+            self._put(entry)
         else:
             task = asyncio.create_task(self._pack(entry, answer, self._generation))
             self._packing.add(task)
@@ -189,7 +228,18 @@ class Cache:
     async def _pack(self, entry: Entry, answer: bytes, generation: int) -> None:
         entry.shrink(await asyncio.to_thread(packed_of, answer))
         if generation == self._generation:
-            self.answers.put(entry)
+            self._put(entry)
+
+    def _put(self, entry: Entry) -> None:
+        self.answers.put(entry)
+        if self.behind is not None:
+            self.behind.put(entry)
+
+    def _is_of(self, exchange: Exchange, lookup: Lookup) -> bool:
+        """Whether the answer is that of the model that was asked: neither another one's, nor that of what has been
+        started in its place meanwhile, which may have other files."""
+        same = lookup.generation == self._generation and lookup.starts == _starts(lookup.model)
+        return same and not exchange.passed
 
     def _land(self, lookup: Lookup, entry: Entry | None, exchange: Exchange) -> None:
         flight = lookup.flight
@@ -202,6 +252,10 @@ class Cache:
 
     def _evicted(self, model: str) -> None:
         self._metrics.cache_evictions.labels(model).inc()
+
+
+def _starts(model: Model) -> int:
+    return sum([replica.restarts for replica in model.replicas])
 
 
 async def _landed(flight: Flight, deadline: float) -> bool:

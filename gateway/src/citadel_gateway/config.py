@@ -177,6 +177,7 @@ class Limits(Section):
     address: Rates = Rates(requests_per_minute=60, concurrent=5)
     classes: dict[str, Rates] = {}
     tiers: dict[str, Tier]
+    shared: bool = False
 
 
 class Admission(Section):
@@ -322,6 +323,7 @@ class Cache(Section):
     policy: CachePolicy = "on_request"
     memory_bytes: Positive = 128 * 1024 * 1024
     answer_bytes: Positive = 1024 * 1024
+    database: Annotated[int, Field(ge=0)] | None = 1  # of the section redis
     ttl: Ttl = Ttl()
 
 
@@ -372,6 +374,10 @@ class Config(Section):
         if self.knowledge is not None and self.companion is None:
             wrong.append("knowledge: the companion finds it, and there is none; add companion or take this out")
         redis = self.redis
+        if self.limits.shared and redis is None:
+            wrong.append(
+                "limits.shared: true needs a Redis that all gateways reach; add redis.address or set it to false"
+            )
         if redis is not None and redis.user is not None and redis.password_file is None:
             wrong.append(f"redis.user: {redis.user!r} is of no use without a password; add redis.password_file")
         if redis is not None and redis.tls is not None and redis.address.startswith("/"):

@@ -18,7 +18,7 @@ from citadel_gateway.keys import KeyFileError, KeyStore
 from citadel_gateway.knowledge import Knowledge
 from citadel_gateway.limits import Limits
 from citadel_gateway.logs import AuditLog, JsonLog
-from citadel_gateway.metrics import Metrics, Now
+from citadel_gateway.metrics import Metrics, Now, Outside
 from citadel_gateway.probes import Prober
 from citadel_gateway.quarantine import Quarantine
 from citadel_gateway.record import Recorder, to_access, to_audit, to_metrics
@@ -29,14 +29,16 @@ from citadel_gateway.walk import Walk
 if TYPE_CHECKING:
     from typing import Any
 
+    from citadel_gateway.behind import Behind
     from citadel_gateway.budget import Budget
     from citadel_gateway.config import Config
+    from citadel_gateway.redis_client import Redis
     from citadel_gateway.step import Step
 
 logger = logging.getLogger("citadel_gateway")
 
 _SWEEP = 0.25
-_AT_START = ("listen", "logs", "tracing", "usage")
+_AT_START = ("listen", "logs", "tracing", "usage", "redis")
 _SECURITY = header_lines(
     (b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"), (b"referrer-policy", b"no-referrer")
 )
@@ -57,6 +59,13 @@ class Gateway:
         self.identity = Identity(config, self.keys)
         self.proxies = TrustedProxies(config.server.trusted_proxies)
         self.limits = Limits(config.limits)
+        self.redis: dict[str, Redis] = {}  # by what it is used for
+        if config.limits.shared and config.redis is not None:
+            from citadel_gateway.shared import Shared  # noqa: PLC0415 - most gateways are alone
+
+            self.limits.shared = Shared(self.limits, config.redis)
+            self.redis["limits"] = self.limits.shared.redis
+        self.metrics.registry.register(Outside(self.redis, self.limits))
         self.fleet = Fleet(config, self._replica_changed)
         self.admission = Admission(config.admission, self.fleet)
         self.metrics.registry.register(
@@ -88,6 +97,7 @@ class Gateway:
         self.stopping = False
         self.prober: Prober | None = None
         self._sweeper: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None  # of a cache that is no longer wanted
 
     def start(self) -> None:
         """Begin to look after the replicas and the running requests; needs the loop."""
@@ -97,6 +107,10 @@ class Gateway:
             self.tracer.start()
         if self.spool is not None:
             self.spool.start()
+        if self.limits.shared is not None:
+            self.limits.shared.start()
+        if self.cache is not None:
+            self.cache.start()
         self.audit.event("start", models=list(self.fleet.models))
 
     async def close(self) -> None:
@@ -109,6 +123,10 @@ class Gateway:
             await self.tracer.close()
         if self.spool is not None:
             await self.spool.close()
+        if self.limits.shared is not None:
+            await self.limits.shared.close()
+        if self.cache is not None:
+            await self.cache.close()
         for replica in self.fleet.replicas():
             replica.pool.close()
         self.keys.write_uses()
@@ -128,6 +146,8 @@ class Gateway:
             return str(error)
         if any(getattr(fresh, name) != getattr(self.config, name) for name in _AT_START):
             logger.warning("%s are read at the start only; restart the gateway for them", ", ".join(_AT_START))
+        if fresh.limits.shared != self.config.limits.shared:
+            logger.warning("limits.shared is read at the start only; restart the gateway for it")
         # from here on nothing can be refused
         if self.keys.adopt(keys):
             self.keys_changed()
@@ -137,7 +157,7 @@ class Gateway:
         self.admission.apply(fresh.admission)
         self.limits.apply(fresh.limits)
         self.identity.apply(fresh)
-        self._set_steps(fresh)
+        self._change_cache(fresh)
         self.proxies = TrustedProxies(fresh.server.trusted_proxies)
         for budget in self.budgets.values():
             budget.apply(fresh.server)
@@ -154,9 +174,12 @@ class Gateway:
         if config.cache is None:
             self.cache = None
         elif self.cache is None:
-            self.cache = Cache(config.cache, self.metrics)
+            self.cache = Cache(config.cache, self.metrics, self._behind(config, config.cache.database))
         else:
             self.cache.apply(config.cache)
+        self.redis.pop("answers", None)
+        if self.cache is not None and self.cache.behind is not None:
+            self.redis["answers"] = self.cache.behind.redis
         # what is put into the context is a part of what the cache is asked for
         steps: list[Step] = []
         if config.knowledge is not None and config.companion is not None:
@@ -164,6 +187,23 @@ class Gateway:
         if self.cache is not None:
             steps.append(self.cache)
         self.steps = tuple(steps)
+
+    def _change_cache(self, fresh: Config) -> None:
+        before = self.cache
+        self._set_steps(fresh)
+        if self.cache is before:
+            return
+        if self.cache is not None:
+            self.cache.start()
+        if before is not None:
+            self._closing = asyncio.create_task(before.close())
+
+    def _behind(self, config: Config, database: int | None) -> Behind | None:
+        if config.redis is None or database is None:
+            return None
+        from citadel_gateway.behind import Behind  # noqa: PLC0415 - most gateways have no Redis
+
+        return Behind(config.redis, database, self.metrics)
 
     def _cached(self, model: str) -> int:
         return self.cache.answers.models.get(model, 0) if self.cache is not None else 0

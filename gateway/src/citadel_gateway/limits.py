@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from citadel_gateway.config import Limits as LimitSettings
     from citadel_gateway.config import Rates
+    from citadel_gateway.shared import Claim, Shared
 
 _SLICES = 60
 _ENTRIES = 100_000  # of meters kept; an address is forgotten before memory is
@@ -31,11 +32,12 @@ class Exceeded(Exception):
 
 
 class Slice:
-    __slots__ = ("count", "forgotten", "index")
+    __slots__ = ("count", "forgotten", "index", "untold")
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.count = 0
+        self.untold = 0  # of the count, where other gateways should know of it and do not yet
         self.forgotten = False
 
 
@@ -112,11 +114,26 @@ class Bucket:
 class Meter:
     """All that one principal, address, or principal on a model has used."""
 
-    __slots__ = ("active", "concurrent", "factor", "rates", "requests", "scope", "tokens", "touched")
+    __slots__ = (
+        "active",
+        "claimed",
+        "concurrent",
+        "factor",
+        "figures",
+        "key",
+        "rates",
+        "requests",
+        "scope",
+        "tokens",
+        "touched",
+    )
 
-    def __init__(self, scope: str) -> None:
+    def __init__(self, scope: str, key: tuple[str, ...] = ()) -> None:
         self.scope = scope
+        self.key = key
         self.active = 0
+        self.claimed = 0  # of the active ones, those that count with all gateways
+        self.figures = (-1, -1, -1, -1, -1)  # concurrent, minute, hour, day, tokens; -1 is without a bound
         self.concurrent: int | None = None
         self.requests: list[Window] = []
         self.tokens: Window | None = None
@@ -147,6 +164,14 @@ class Meter:
             most = int(rates.tokens_per_minute * factor)
             self.tokens = self.tokens or Window("tokens per minute", 60.0, most)
             self.tokens.limit = most
+        limits = {window.name: window.limit for window in self.windows()}
+        self.figures = (
+            -1 if self.concurrent is None else self.concurrent,
+            limits.get("requests per minute", -1),
+            limits.get("requests per hour", -1),
+            limits.get("requests per day", -1),
+            limits.get("tokens per minute", -1),
+        )
 
     def check(self, tokens: int, now: float) -> None:
         self.touched = now
@@ -174,55 +199,63 @@ class Meter:
 class Reservation:
     """What one request holds. `settle` and `cancel` are idempotent: the first one counts."""
 
-    __slots__ = ("_limits", "_meters", "_open", "_requests", "_tokens", "reserved")
+    __slots__ = ("_limits", "_open", "claim", "meters", "of_requests", "of_tokens", "reserved")
 
     def __init__(self, limits: Limits, meters: list[Meter], tokens: int, now: float) -> None:
         self._open = True
-        self._meters = meters
+        self.meters = meters
         self._limits = limits
         limits.open += 1
         self.reserved = tokens
-        self._requests: list[tuple[Window, Slice]] = []
-        self._tokens: list[tuple[Window, Slice]] = []
+        self.claim: Claim | None = None  # with all gateways
+        self.of_requests: list[tuple[Window, Slice]] = []
+        self.of_tokens: list[tuple[Window, Slice]] = []
         for meter in meters:
             meter.active += 1
             for window in meter.requests:
                 last = window.last  # of now, since the check has just looked
                 last.count += 1
                 window.total += 1
-                self._requests.append((window, last))
+                self.of_requests.append((window, last))
             if meter.tokens is not None:
-                self._tokens.append((meter.tokens, meter.tokens.take(tokens, now)))
+                self.of_tokens.append((meter.tokens, meter.tokens.take(tokens, now)))
         if limits.bucket is not None:
             limits.bucket.level -= 1.0
 
     def remaining(self) -> tuple[Window | None, Window | None]:
         """The windows that the client is told about: requests and tokens."""
-        principal = self._meters[-1]
+        principal = self.meters[-1]
         return (principal.requests[0] if principal.requests else None), principal.tokens
 
     def settle(self, tokens: int) -> None:
         """The work is done: what was reserved becomes what was used."""
         if not self._open:
             return
-        self._open = False
-        self._limits.open -= 1
-        for meter in self._meters:
-            meter.active -= 1
-        surplus = self.reserved - tokens
-        for window, taken in self._tokens:
-            window.give_back(surplus, taken)
+        self._end(self.reserved - tokens, 0)
 
     def cancel(self) -> None:
         """The work was refused before any of it was done: nothing is counted."""
         if not self._open:
             return
-        self.settle(0)
-        for window, taken in self._requests:
-            window.give_back(1, taken)
+        self._end(self.reserved, 1)
         bucket = self._limits.bucket
         if bucket is not None:
             bucket.level = min(bucket.burst, bucket.level + 1.0)
+
+    def _end(self, tokens: int, requests: int) -> None:
+        """So much of it is given back."""
+        self._open = False
+        self._limits.open -= 1
+        for meter in self.meters:
+            meter.active -= 1
+        for window, taken in self.of_tokens:
+            window.give_back(tokens, taken)
+        if requests:
+            for window, taken in self.of_requests:
+                window.give_back(requests, taken)
+        claim, self.claim = self.claim, None
+        if claim is not None:
+            claim.end(tokens, requests)
 
 
 class Limits:
@@ -230,6 +263,7 @@ class Limits:
         self._meters: dict[tuple[str, ...], Meter] = {}
         self.open = 0  # reservations
         self.bucket: Bucket | None = None
+        self.shared: Shared | None = None  # where other gateways count with this one
         self.apply(settings)
 
     def apply(self, settings: LimitSettings) -> None:
@@ -250,10 +284,13 @@ class Limits:
         if meter is None:
             if len(self._meters) >= _ENTRIES:
                 self._forget_oldest()
-            meter = self._meters[key] = Meter(key[0])
+            meter = self._meters[key] = Meter(key[0], key)
         if meter.rates is not rates or meter.factor != factor:
             meter.apply(rates, factor)
         return meter
+
+    def meters(self) -> list[Meter]:
+        return list(self._meters.values())
 
     def reserve(self, meters: list[Meter], tokens: int) -> Reservation:
         now = time.monotonic()

@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
+import hiredis
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
@@ -18,6 +19,7 @@ from citadel_gateway.errors import Refusal, error_body
 from citadel_gateway.gateway import Gateway
 from citadel_gateway.keys import KeyFileError, Role
 from citadel_gateway.page import CONTENT_SECURITY_POLICY, page
+from citadel_gateway.redis_client import Away
 from citadel_gateway.reports import describe, health_report, replica_report
 
 if TYPE_CHECKING:
@@ -200,6 +202,7 @@ async def cache(gateway: Served, _: Actor) -> dict[str, Any]:
         "answers": len(kept.answers),
         "bytes": kept.answers.size,
         "most_bytes": kept.answers.most,
+        "redis": kept.behind.redis.report() if kept.behind is not None else None,
         "bytes_by_model": {name: kept.answers.models.get(name, 0) for name in gateway.fleet.models},
     }
 
@@ -211,7 +214,14 @@ async def clear_cache(
     """Forget the answers of a model, or all; what is on its way now is not kept either."""
     if model is not None and model not in gateway.fleet.models:
         raise Refusal(404, "model_not_found", f"There is no model {model!r}.", param="model")
-    cleared = gateway.cache.clear(model) if gateway.cache is not None else 0
+    cleared = 0
+    if gateway.cache is not None:
+        try:
+            cleared = await gateway.cache.clear(model)
+        except (Away, hiredis.HiredisError) as error:
+            gateway.audit.event("cache_clear", outcome="failed", actor=actor, target=model or "all", error=str(error))
+            text = f"This gateway's memory is clear, Redis is not: {error}. Try again when it is there."
+            raise Refusal(503, "redis_unavailable", text, retry_after=1.0) from None
     gateway.audit.event("cache_clear", actor=actor, target=model or "all", answers=cleared)
     return {"cleared": cleared}
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from citadel_gateway.admission import Admission
     from citadel_gateway.config import Config
+    from citadel_gateway.limits import Limits
+    from citadel_gateway.redis_client import Redis
 
 # asked for: 0.1 0.5 1 2 5 10 30; the others are the edges of the models' own targets (mean and p95) and timeouts
 _DURATIONS = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -81,6 +83,9 @@ class Metrics:
             "Requests that asked for stored knowledge in their context",
             ["outcome"],
             registry=registry,
+        )
+        self.cache_redis = Counter(
+            "llm_cache_redis_total", "What Redis did for the cache", ["outcome"], registry=registry
         )
         self.engine_deaths = Counter(
             "llm_engine_deaths_total",
@@ -289,3 +294,30 @@ class Now(Collector):
         for endpoint in dict.fromkeys((*_PATH_ENDPOINTS, *flights)):
             flying.add_metric([endpoint], flights[endpoint])
         yield from (active, depth, health, capacity, memory, cached, state, breaker, restarts, flying)
+
+
+class Outside(Collector):
+    """What the gateway shares with others over Redis; nothing where it shares nothing."""
+
+    def __init__(self, redis: dict[str, Redis], limits: Limits) -> None:
+        self._redis = redis  # by what it is used for
+        self._limits = limits
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        if self._redis:
+            up = GaugeMetricFamily("llm_redis_up", "1 while it answers", labels=["use"])
+            losses = CounterMetricFamily("llm_redis_losses", "Connections that were lost in use", labels=["use"])
+            for use, redis in self._redis.items():
+                up.add_metric([use], float(redis.up))
+                losses.add_metric([use], redis.losses)
+            yield from (up, losses)
+        shared = self._limits.shared
+        if shared is not None:
+            yield CounterMetricFamily(
+                "llm_limits_local",
+                "Requests that only this gateway's own limits decided, since Redis was away",
+                value=shared.decided_alone,
+            )

@@ -67,6 +67,10 @@ def health_report(gateway: Gateway, *, detailed: bool) -> dict[str, Any]:
         }
         if gateway.spool is not None:
             report["dependencies"]["usage"] = gateway.spool.report()
+        if gateway.limits.shared is not None:
+            report["dependencies"]["redis"] = gateway.limits.shared.report()
+        if gateway.cache is not None and gateway.cache.behind is not None:
+            report["dependencies"]["answers"] = gateway.cache.behind.redis.report()
         report["connections"] = len(gateway.connections)
         report["process"] = _process()
     return report

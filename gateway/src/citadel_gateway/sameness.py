@@ -16,7 +16,7 @@ MOST = 1024 * 1024  # bytes of a body that is looked at
 _UNREAD = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 _VERSION = "1"
 # orjson reads integers beyond 64 bits as floats, so that two of them may look alike
-_DIGITS = bytes(48 if 48 <= code <= 57 else 32 for code in range(256))
+_DIGITS = bytes([48 if 48 <= code <= 57 else 32 for code in range(256)])
 _LONG = b"0" * 19
 
 

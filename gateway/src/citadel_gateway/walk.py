@@ -73,7 +73,10 @@ class Walk:
             model = settle_model(exchange, opened, gateway.config.routing, gateway.fleet, gateway.admission.load)
             envelope.fit(exchange, opened, model)
             del opened  # parsed, it is many times as large as the body
-            reservation.reserve(exchange, model, gateway.limits)
+            if gateway.limits.shared is None:
+                reservation.reserve(exchange, model, gateway.limits)
+            else:
+                await reservation.reserve_for_all(exchange, model, gateway.limits, gateway.limits.shared)
             if not gateway.steps:
                 await self._serve(exchange, model)
             else:
@@ -256,23 +259,27 @@ class Walk:
         chain: Iterator[Model] | None = None
         while True:
             waited = time.monotonic()
+            refused: Refusal | None = None
             try:
                 exchange.permit = await self._gateway.admission.enter(exchange, model, again=again)
             except Refusal as refusal:
-                if first is None:
-                    first = refusal
-                if not exchange.fallback_allowed:
-                    raise first from None
-                if chain is None:
-                    chain = fallbacks(model, self._gateway.fleet)
-                other = self._stand_in(exchange, model, chain)
-                if other is None:
-                    raise first from None
-                model = other
+                refused = refusal
             finally:
                 exchange.queued += time.monotonic() - waited
             if exchange.permit is not None:
                 return model
+            if refused is None:
+                continue
+            if first is None:
+                first = refused
+            if not exchange.fallback_allowed:
+                raise first
+            if chain is None:
+                chain = fallbacks(model, self._gateway.fleet)
+            other = await self._stand_in(exchange, model, chain)
+            if other is None:
+                raise first
+            model = other
 
     def _praise(self, exchange: Exchange, replica: Replica) -> None:
         replica.breaker.success()
@@ -287,7 +294,7 @@ class Walk:
     def _elsewhere(model: Model, tried: set[Replica]) -> bool:
         return any(replica.usable and replica not in tried for replica in model.replicas)
 
-    def _stand_in(self, exchange: Exchange, model: Model, chain: Iterator[Model]) -> Model | None:
+    async def _stand_in(self, exchange: Exchange, model: Model, chain: Iterator[Model]) -> Model | None:
         """The next of the chain that can serve the request and whose limits have room for it."""
         gateway = self._gateway
         allowed = exchange.principal.models
@@ -297,7 +304,7 @@ class Walk:
             if not envelope.refit(exchange, other):
                 continue
             exchange.model = other
-            if not reservation.move(exchange, model, gateway.limits):
+            if not await reservation.move(exchange, model, gateway.limits):
                 exchange.model = model
                 continue
             exchange.passed += (model.name,)

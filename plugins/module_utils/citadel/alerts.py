@@ -128,6 +128,10 @@ def _enough(window: str, times: str = "") -> str:
     return f"sum {_EACH} (increase(llm_requests_total{{GATEWAY}}[{window}])) >= {times}REQUESTS"
 
 
+def _cached(what: str) -> str:
+    return f"sum by (citadel_host) (increase(llm_cache_{what}_total{{GATEWAY}}[15m]))"
+
+
 def _days_left() -> str:
     expires = "min by (citadel_host, path) (citadel_certificate_expires_timestamp_seconds{HOST})"
     return f"({expires} - time()) / 86400 < THRESHOLD"
@@ -471,11 +475,10 @@ ALERTS = (
         SERVERS,
         "warning",
         "cache",
-        "sum by (citadel_host) (rate(llm_cache_hits_total{GATEWAY}[15m]))\n"
-        '  / sum by (citadel_host) (rate(llm_requests_total{GATEWAY, status="success"}[15m])) < THRESHOLD\n'
-        "  and sum by (citadel_host) (llm_cache_hits_total{GATEWAY}) > 0",
-        f"{_HOST}: {_SHARE} of the answers come from the cache",
-        "Silent where there is no cache.",
+        f"{_cached('hits')} / ({_cached('hits')} + {_cached('misses')}) < THRESHOLD\n"
+        f"  and {_cached('hits')} + {_cached('misses')} >= REQUESTS",
+        f"{_HOST}: {_SHARE} of the answers that were looked for were in the cache",
+        "Silent where there is no cache, or nobody asks for it.",
         OVERVIEW,
         15 * MINUTE,
         0.2,

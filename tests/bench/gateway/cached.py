@@ -21,10 +21,11 @@ from typing import NamedTuple
 
 import uvloop
 
-from tests.bench.gateway.contenders import CACHED, CONTENDERS, LOAD_CORE, MODEL, PORT, ROOT, RUNTIME, Running
+from tests.bench.gateway.contenders import CONTENDERS, LOAD_CORE, MODEL, PORT, ROOT, RUNTIME, Running, citadel_with
 from tests.bench.gateway.report import percentile
 
 BACKEND = 19002
+CACHED = citadel_with("citadel-gateway", lambda _: "cache: {policy: on_request}")
 CONNECTIONS = 16
 WAYS = {
     "without a cache": {},

@@ -122,10 +122,6 @@ def _citadel_tls(folder: Path, backend: int) -> list[str]:
     return _citadel(folder, backend, f", tls: {{certificate: {pair.certificate}, key: {pair.key}}}")
 
 
-def _citadel_cached(folder: Path, backend: int) -> list[str]:
-    return _citadel(folder, backend, more="cache: {policy: on_request}")
-
-
 def citadel_with(name: str, more: Callable[[Path], str]) -> Contender:
     """The gateway with something more in its configuration."""
     return Contender(
@@ -240,9 +236,6 @@ ENCRYPTED = {
     ),
     "HAProxy": Contender("HAProxy", _haproxy_version, _haproxy_tls, scheme="https"),
 }
-
-# answers again what it is asked again, where a request asks for that
-CACHED = Contender("citadel-gateway", _own_version, _citadel_cached, _citadel_headers, environment=_own_environment)
 
 
 class Running:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -96,7 +97,7 @@ class TestMove:
         fleet = fleet_with_classes()
         exchange = holding(limits, fleet.models["heavy"], TOKENS)
         exchange.model = fleet.models["light"]
-        return exchange, move(exchange, fleet.models["heavy"], limits)
+        return exchange, asyncio.run(move(exchange, fleet.models["heavy"], limits))
 
     def test_to_one_that_has_room(self) -> None:
         limits = limits_of(classes={"heavy": Rates(), "light": Rates()})
@@ -115,10 +116,10 @@ class TestMove:
         limits = limits_of()
         exchange = exchange_of()
         exchange.model = model_of()
-        assert move(exchange, exchange.model, limits) is False
+        assert asyncio.run(move(exchange, exchange.model, limits)) is False
         held = holding(limits, exchange.model)
         held.model = None
-        assert move(held, exchange.model, limits) is False
+        assert asyncio.run(move(held, exchange.model, limits)) is False
         assert limits.open == 1
 
 

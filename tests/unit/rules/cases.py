@@ -147,8 +147,9 @@ def taken(used: str, plan: str) -> Series:
     )
 
 
-def hits(found: str) -> Series:
-    return gateway("llm_cache_hits_total", found) | requests("0+100x100", refused="0+9000x100")
+def hits(found: str, missed: str) -> Series:
+    cached = gateway("llm_cache_hits_total", found) | gateway("llm_cache_misses_total", missed)
+    return cached | requests("0+9000x100")
 
 
 def value(score: str, threshold: str) -> Series:
@@ -357,7 +358,12 @@ CASES = {
         [cache("0.92x40", "9x40"), cache("0.89x40", "0+1x40")],
         [cache("0.1x40", "0x40")],
     ),
-    "cache_miss_rate": Cases("40m", [(hits("0+19x100"), AT)], [hits("0+21x100")], [hits("0x100")]),
+    "cache_miss_rate": Cases(
+        "40m",
+        [(hits("0+19x100", "0+81x100"), AT), (hits("0x100", "0+10x100"), AT)],
+        [hits("0+21x100", "0+79x100")],
+        [hits("0x100", "0x100"), hits("0x100", "0+0.2x100")],
+    ),
     "LLM_Predictive_High_Load": Cases(
         "40m",
         [(load("0+0.15x100", "0x100", "20x100"), OF_MODEL)],
