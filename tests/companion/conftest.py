@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from citadel_companion.config import Config
 from citadel_companion.embedded import Embedded
 from citadel_companion.store import Store
+from tests.companion.beside import Beside, FakeGateway, companion
 from tests.companion.databases import Cluster, Opened, running
 
 
@@ -37,3 +39,34 @@ def store(opened: Opened) -> Iterator[Store]:
     store.prepare()
     yield store
     store.close()
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": False}
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def config(request: pytest.FixtureRequest, tmp_path: Path) -> Config:
+    """Of a companion, for each kind of store."""
+    folders = {name: str(tmp_path / name) for name in ("socket", "gateway", "state", "spool")}
+    (tmp_path / "spool").mkdir()
+    config = Config.model_validate(folders)
+    if request.param == "sqlite":
+        return config
+    cluster: Cluster = request.getfixturevalue("postgres")
+    return config.model_copy(update={"database": cluster.config(cluster.database(), tmp_path).database})
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[FakeGateway]:
+    gateway = FakeGateway(tmp_path / "gateway")
+    await gateway.start()
+    yield gateway
+    await gateway.stop()
+
+
+@pytest.fixture
+async def beside(config: Config, gateway: FakeGateway) -> AsyncIterator[Beside]:
+    async with companion(config, gateway) as beside:
+        yield beside

@@ -290,6 +290,16 @@ class TestNeverKept:
             lab.simulators["phi"].default = Act(body=json.dumps({"choices": [choice]}).encode())
             assert await twice(lab) == ["miss", "miss"]
 
+    async def test_what_is_not_json(self) -> None:
+        """Embeddings may be asked for as bytes."""
+        async with running(CACHE, models=MODELS) as lab:
+            head = b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: 4\r\n\r\n"
+            lab.simulators["phi"].default = Act(raw=head + b"{\x00\x01}")
+            body = {"model": "phi", "input": "a", "encoding_format": "bytes"}
+            answers = [await lab.client.post("/v1/embeddings", json=body, headers=ASKED) for _ in range(2)]
+            assert [outcome(answer) for answer in answers] == ["miss", "miss"]
+            assert answers[1].headers["content-type"] == "application/octet-stream"
+
     async def test_long_answers(self) -> None:
         async with running({"cache": {"answer_bytes": 2000}}) as lab:
             assert await twice(lab) == ["miss", "hit"]

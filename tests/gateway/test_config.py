@@ -57,6 +57,10 @@ def test_the_example_can_be_used_and_shows_every_key() -> None:
         ("temperature: 0.7", "temperature: 3.5", ["defaults.temperature", "3.5", "move it inside"]),
         ("trusted_proxies: []", "trusted_proxies: [10.0.0.1/8]", ["trusted_proxies", "is not a network"]),
         ("profile: development", "profile: [", ["is not YAML"]),
+        ("shared: false", "shared: true", ["limits.shared", "add redis.address"]),
+        ("redis: null", "redis: {address: here}", ["redis.address", "'here'", "unix socket"]),
+        ("redis: null", "redis: {address: 'x:1', user: me}", ["redis.user", "'me'", "redis.password_file"]),
+        ("redis: null", "redis: {address: /x, tls: {}}", ["redis.tls", "/x", "remove redis.tls"]),
     ],
 )
 def test_what_is_wrong_is_named(change: str, to: str, words: list[str]) -> None:

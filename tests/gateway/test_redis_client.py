@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +14,9 @@ import hiredis
 import pytest
 
 from citadel_gateway.config import Redis as Settings
+from citadel_gateway.config import RedisTls
 from citadel_gateway.redis_client import Away, Connection, Redis
+from tests import certificates
 from tests.gateway.redis_server import RedisServer, redis, redis_server
 from tests.gateway.simulator import until
 
@@ -100,11 +103,15 @@ def _hold_the_loop(seconds: float) -> None:
     time.sleep(seconds)
 
 
-async def test_a_password_is_read_from_its_file_and_a_wrong_one_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["password", "{}/password"])
+async def test_a_password_is_read_from_its_file_and_a_wrong_one_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
     secret = tmp_path / "password"
     secret.write_text("wrong\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     with redis_server("--requirepass", "right") as server:
-        client = Redis(Settings(address=server.address, password_file=str(secret), database=3))
+        client = Redis(Settings(address=server.address, password_file=file.format(tmp_path), database=3))
         client.start()
         try:
             await until(lambda: "WRONGPASS" in client.reason)
@@ -131,3 +138,28 @@ async def test_it_is_used_only_when_it_was_prepared(redis: RedisServer) -> None:
         assert seen == ["prepared", "joined"]
     finally:
         await client.close()
+
+
+async def test_tls_is_asked_for_and_the_server_has_to_be_who_it_says(tmp_path: Path) -> None:
+    pair, other = certificates.made(tmp_path, "redis"), certificates.made(tmp_path, "other")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    files = ("--tls-cert-file", pair.certificate, "--tls-key-file", pair.key, "--tls-auth-clients", "no")
+    with redis_server("--tls-port", str(port), "--bind", "127.0.0.1", *files):
+
+        def client(authorities: str) -> Redis:
+            return Redis(
+                Settings(address=f"127.0.0.1:{port}", tls=RedisTls(authorities=authorities), timeout_ms=1000.0)
+            )
+
+        right, wrong = client(pair.certificate), client(other.certificate)
+        right.start()
+        wrong.start()
+        try:
+            await until(lambda: right.up and "certificate" in wrong.reason.lower())
+            assert not wrong.up
+            assert await right.call("PING") == b"PONG"
+        finally:
+            await right.close()
+            await wrong.close()

@@ -380,6 +380,18 @@ def test_a_clock_that_goes_back_gives_nobody_more(by_hand: ByHand) -> None:
     assert by_hand.do("take", 0, 0, 0, *figures)[0] == 0
 
 
+def test_what_redis_has_lost_cannot_be_given_back(by_hand: ByHand) -> None:
+    by_hand.begin()
+    figures = (4, 10, -1, -1, 100)
+    by_hand.at(1_000_000)
+    second = by_hand.do("take", 50, 0, 0, *figures)[1]
+    by_hand.ask("DEL", "windows", "workers")
+    assert by_hand.do("give", second, 1, 50, 0, 1, *figures) == 1
+    by_hand.do("take", 0, 0, 0, *figures)
+    assert by_hand.do("give", second, 0, 50, 0, 1, *figures) == 1
+    assert by_hand.ask("HMGET", "windows", "tn", "mn") == [b"0", b"1"]
+
+
 async def test_a_redis_that_comes_and_goes_leaves_nothing_behind(redis: RedisServer) -> None:
     rates = Rates(tokens_per_minute=10**9, concurrent=50)
     async with sides(redis, timeout=30.0) as found:

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import openai
 import pytest
 from testinfra.host import Host
 
@@ -165,3 +166,33 @@ def test_a_conversation_goes_on_after_the_companion_was_killed(
     assert status == 200
     assert second["usage"]["input_tokens"] > first["usage"]["input_tokens"], "the model has heard what was said before"
     assert call(f"/v1/responses/resp_{'0' * 32}")[0] == 404
+
+
+def test_a_batch_goes_on_after_the_companion_was_killed(
+    llm: Host, call: Caller, eventually: Callable[..., None], started: None
+) -> None:
+    ids = [f"line-{one}" for one in range(8)]
+    body = {"model": "phi-3-mini", "max_tokens": 2, "messages": [{"role": "user", "content": "Who are you?"}]}
+    url = "/v1/chat/completions"
+    lines = [json.dumps({"custom_id": ident, "method": "POST", "url": url, "body": body}) for ident in ids]
+    with openai.OpenAI(base_url=f"{call.gateway}/v1", api_key=call.key) as client:
+        file = client.files.create(file=("lines.jsonl", "\n".join(lines).encode()), purpose="batch")
+        batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+        llm.check_output(f"systemctl kill -s KILL {UNIT}")
+        eventually(lambda: call(f"/v1/batches/{batch.id}")[0], lambda status: status == 200, 20)
+        eventually(lambda: client.batches.retrieve(batch.id).status, lambda status: status == "completed", 240)
+        ended = client.batches.retrieve(batch.id)
+        assert ended.output_file_id is not None
+        results = [json.loads(line) for line in client.files.content(ended.output_file_id).text.splitlines()]
+    assert sorted(one["custom_id"] for one in results) == ids
+    assert {one["response"]["status_code"] for one in results} == {200}
+
+
+def test_the_hosts_root_has_all_of_somebody_deleted(llm: Host) -> None:
+    asked = '{"user": "address:203.0.113.9"}'
+    told = llm.check_output(
+        "curl --silent --unix-socket /run/citadel-companion/companion.sock -H 'content-type: application/json' -d %s "
+        "http://companion/forget",
+        asked,
+    )
+    assert json.loads(told)["deleted"]

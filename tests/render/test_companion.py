@@ -77,13 +77,19 @@ def test_it_is_a_unit_a_configuration_and_a_source(tmp_path: Path) -> None:
 
 
 def test_a_database_is_let_out_to_and_makes_another_digest(tmp_path: Path) -> None:
-    told: dict[str, Any] = {"companion_database": {"host": "10.0.0.35"}, "companion_schemas": {"phi-3-mini": "phi3"}}
-    told["companion_responses"] = {"days": 7, "store": False}
+    told: dict[str, Any] = {
+        "companion_database": {"host": "10.0.0.35"},
+        "companion_schemas": {"phi-3-mini": "phi3"},
+        "companion_files": {"days": 7},
+        "companion_batches": {"at_once": 4},
+        "companion_responses": {"days": 7, "store": False},
+    }
     secret = {"companion_database_password": "hidden-1", "companion_credentials": str(tmp_path / "credentials")}
     files = rendered(tmp_path, **told, **secret)
     config = Config.model_validate(yaml.safe_load(files["config/companion.yml"]))
     assert config.database is not None
     assert config.database.port == 5433
+    assert (config.files.days, config.batches.at_once) == (7, 4)
     assert (config.responses.days, config.responses.store, config.responses.truncation) == (7, False, "auto")
     assert config.database.password_file == "/run/credentials/citadel-companion.service/database-password"
     assert "IPAddressAllow=localhost 10.0.0.35\n" in files[UNIT]

@@ -189,6 +189,25 @@ def test_another_configuration_is_another_digest(files: dict[str, str], tmp_path
     assert digest(files) != digest(render(tmp_path, "production"))
 
 
+def test_what_gateways_share_is_told_and_its_password_is_in_no_release(files: dict[str, str], tmp_path: Path) -> None:
+    shared = {
+        "gateway_redis": {"address": "10.0.0.35:6379", "tls": {}},
+        "gateway_redis_password": "hidden-1",
+        "gateway_credentials": str(tmp_path / "credentials"),
+        "gateway_shared_limits": True,
+    }
+    changed = render(tmp_path, settings=shared)
+    config = parse(changed["config/gateway.yml"])
+    assert config.redis is not None
+    assert (config.redis.password_file, config.limits.shared) == ("redis-password", True)
+    kept = tmp_path / "credentials" / "redis-password"
+    assert (kept.read_text(), kept.stat().st_mode & 0o777) == ("hidden-1", 0o600)
+    assert f"LoadCredential=redis-password:{kept}\n" in changed["units/citadel-gateway@.service"]
+    assert not [path for path, text in changed.items() if "hidden-1" in text]
+    assert "LoadCredential" not in files["units/citadel-gateway@.service"]
+    assert parse(files["config/gateway.yml"]).redis is None
+
+
 def test_systemd_accepts_the_units(files: dict[str, str], tmp_path: Path) -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd-analyze is not on this machine; the lab's hosts have it")

@@ -16,8 +16,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from citadel_companion import __version__, history, responses
+from citadel_companion import __version__, batches, files, forgetting, history, responses
 from citadel_companion.config import Config
+from citadel_companion.runner import Runner
 from citadel_companion.services import Asker, Problem, Services, asker
 from citadel_companion.shipping import Shipper
 from citadel_companion.store import Feedback, opened
@@ -43,6 +44,8 @@ def application(config: Config) -> FastAPI:
     shipper = Shipper(Path(config.spool), shipping, config.retention.model_dump(), look)
     kept, store = services.kept, services.store
     vectors = Vectors(services, config.vectors) if config.vectors is not None else None
+    shelves = files.Files(services)
+    runner = Runner(shelves)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -54,10 +57,18 @@ def application(config: Config) -> FastAPI:
 
     app = FastAPI(title="Citadel companion", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.shipper = shipper
-    app.include_router(history.routes(services))
-    app.include_router(responses.routes(services))
+    app.state.runner = runner
+    parts = [
+        history.routes(services),
+        responses.routes(services),
+        files.routes(shelves),
+        batches.routes(batches.Batches(runner)),
+        forgetting.routes(forgetting.Forgetter(services, shipper, runner)),
+    ]
     if vectors is not None:
-        app.include_router(routes(vectors))
+        parts.append(routes(vectors))
+    for part in parts:
+        app.include_router(part)
 
     @app.exception_handler(Problem)
     async def told(_: Request, problem: Problem) -> JSONResponse:
@@ -124,13 +135,23 @@ def application(config: Config) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
-        return PlainTextResponse(generate_latest(figures(shipper, vectors)), media_type="text/plain; version=0.0.4")
+        found = await asyncio.to_thread(figures, shipper, runner, vectors)
+        return PlainTextResponse(generate_latest(found), media_type="text/plain; version=0.0.4")
 
     return app
 
 
-def figures(shipper: Shipper, vectors: Vectors | None = None) -> CollectorRegistry:
+def figures(shipper: Shipper, runner: Runner, vectors: Vectors | None = None) -> CollectorRegistry:
     registry = CollectorRegistry()
+    Gauge("citadel_companion_batches_ready", "Whether batches run", registry=registry).set(runner.resumed.is_set())
+    Gauge("citadel_companion_batches_open", "Batches that are not over", registry=registry).set(len(runner.jobs))
+    lines = Counter(
+        "citadel_companion_batch_lines", "Lines of batches, by how they ended", ["outcome"], registry=registry
+    )
+    for outcome, count in runner.lines.items():
+        lines.labels(outcome).inc(count)
+    held = runner.files.shelf.held()
+    Gauge("citadel_companion_files_bytes", "Bytes of files that are kept", registry=registry).set(held.size)
     Counter("citadel_companion_shipped", "Records that were kept", registry=registry).inc(shipper.shipped)
     Counter("citadel_companion_torn_lines", "Lines of the spool that were no record", registry=registry).inc(
         shipper.torn

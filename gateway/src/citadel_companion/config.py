@@ -84,6 +84,31 @@ class Vectors(Section):
         return self
 
 
+class Files(Section):
+    """What clients upload, and what batches give: bounds, and the days that each is kept."""
+
+    most_bytes: Positive = 100 * 1024**2
+    of_user: Positive = 500
+    of_user_bytes: Positive = 1024**3
+    in_all: Positive = 10_000
+    in_all_bytes: Positive = 8 * 1024**3
+    days: Positive = 30
+
+
+class Batches(Section):
+    at_once: Positive = 2  # requests, of all batches
+    most_lines: Positive = 50_000
+    most_line_bytes: Positive = 10 * 1024**2
+    most_answer_bytes: Positive = 16 * 1024**2
+    most_output_bytes: Positive = 256 * 1024**2
+    open_of_user: Positive = 10
+    open_in_all: Positive = 100
+    kept_of_user: Positive = 1000
+    attempts: Positive = 5  # of a request that a model fails on
+    longest_wait: Seconds = 300.0  # between two attempts
+    days: Positive = 30
+
+
 class Responses(Section):
     days: Positive = 30  # that a response is kept
     store: bool = True  # whether one is kept whose request does not say
@@ -104,6 +129,8 @@ class Config(Section):
     # model -> the schema that has its table
     schemas: dict[str, Annotated[str, Field(pattern=f"^{SCHEMA}$")]] = {}
     retention: Retention = Retention()
+    files: Files = Files()
+    batches: Batches = Batches()
     responses: Responses = Responses()
     vectors: Vectors | None = None
 

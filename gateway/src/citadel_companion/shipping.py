@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from citadel_companion.records import Row, row_of
-from citadel_companion.store import Store, StoreError
+from citadel_companion.store import Store, StoreError, forgotten
 from citadel_gateway import spool
 
 logger = logging.getLogger("citadel_companion")
@@ -38,6 +38,7 @@ class Shipper:
         self._prepared = False
         self._chores_at = 0.0
         self._stop = threading.Event()
+        self._turn = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="shipper", daemon=True)
         self.trouble = ""  # why the store is away, for people
         self.shipped = 0
@@ -100,13 +101,25 @@ class Shipper:
                     break
                 rows = [row for row in map(self._row, found) if row is not None]
                 if rows:
-                    self.shipped += self._store.add(rows)
+                    self._add(rows)
                 self._offsets[segment.name] = after
             else:
                 return
             if not written:
                 segment.unlink()
                 self._offsets.pop(segment.name, None)
+
+    def settled(self) -> None:
+        """Returns when no batch is on its way that was begun before."""
+        with self._turn:
+            pass
+
+    def _add(self, rows: list[Row]) -> None:
+        with self._turn:
+            gone = forgotten(self._store)
+            wanted = [row for row in rows if row.user_id not in gone or row.timestamp > gone[row.user_id]]
+            if wanted:
+                self.shipped += self._store.add(wanted)
 
     def _row(self, told: dict[str, Any]) -> Row | None:
         try:

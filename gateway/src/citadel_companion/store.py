@@ -10,6 +10,9 @@ from typing import Any, NamedTuple, Protocol
 from citadel_companion.config import Config
 from citadel_companion.records import Row
 
+FORGOTTEN = "forgotten"  # kind of the things that remember whom to keep nothing of, and until which moment
+_PAGE = 500
+
 
 class StoreError(Exception):
     """It cannot be used now, and may be later; nothing was kept."""
@@ -113,6 +116,16 @@ class Store(Protocol):
         """All that is kept of somebody: how many rows that were."""
 
     def close(self) -> None: ...
+
+
+def forgotten(store: Store) -> dict[str, datetime]:
+    """User -> the moment until which nothing is kept of them."""
+    found: dict[str, datetime] = {}
+    after = None
+    while page := store.listed(FORGOTTEN, None, after, _PAGE):
+        found |= {one.id: datetime.fromisoformat(one.body["until"]) for one in page}
+        after = page[-1].id
+    return found
 
 
 def opened(config: Config) -> Store:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import ssl
 import time
@@ -126,7 +127,8 @@ class Connection(asyncio.Protocol):
 
 
 def _secret(path: str) -> str:
-    return Path(path).read_text(encoding="utf-8").strip()
+    """Of a file; one without a folder is in the one that systemd gives the unit."""
+    return Path(os.environ.get("CREDENTIALS_DIRECTORY", ""), path).read_text(encoding="utf-8").strip()
 
 
 class Redis:
@@ -217,9 +219,9 @@ class Redis:
         try:
             async with asyncio.timeout(_CONNECT):
                 connection = await self._connect()
-                await self._greet(connection)
-                if self._prepare is not None:
-                    await self._prepare(connection)
+            await self._greet(connection)
+            if self._prepare is not None:
+                await self._prepare(connection)
         except TimeoutError:
             reason = f"no connection within {_CONNECT:g} s"
         except (OSError, Away, hiredis.HiredisError, UnicodeDecodeError) as error:

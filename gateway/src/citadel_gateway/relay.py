@@ -154,7 +154,10 @@ async def _answer(exchange: Exchange, replica: Replica, connection: Connection, 
             exchange.prompt_tokens, exchange.completion_tokens = usage.prompt, usage.completion
             exchange.cached_tokens = usage.cached
             exchange.usage_exact = True
-        exchange.keep(body)
+        if kind.startswith(b"application/json"):
+            exchange.keep(body)
+        else:
+            exchange.kept = None  # whoever wants it takes it for JSON
         if exchange.sources and body.endswith(b"}"):
             body = b'%b,"sources":%b}' % (body[:-1], exchange.sources)
     head = b"%b%bcontent-type: %b\r\n" % (lines(exchange), limit_lines(exchange), kind)

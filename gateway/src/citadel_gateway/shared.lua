@@ -162,9 +162,8 @@ local function give()
         local index = math.floor(at / STEPS[kind])
         local held = redis.call('HMGET', windows, name .. 'i', name .. index % 61)
         local last = tonumber(held[1])
-        if last and index <= last and last - index <= 60 then
-          add(windows, name, index, -math.min(amount, tonumber(held[2]) or 0))
-        end
+        amount = math.min(amount, tonumber(held[2]) or 0)
+        if amount ~= 0 and last and index <= last and last - index <= 60 then add(windows, name, index, -amount) end
       end
     end
   end

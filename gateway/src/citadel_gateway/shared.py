@@ -26,7 +26,7 @@ from citadel_gateway.redis_client import Away, Redis
 
 if TYPE_CHECKING:
     from citadel_gateway.config import Redis as Settings
-    from citadel_gateway.limits import Limits, Meter, Reservation
+    from citadel_gateway.limits import Limits, Meter, Reservation, Slice
     from citadel_gateway.redis_client import Connection, Part
 
 logger = logging.getLogger("citadel_gateway")
@@ -57,6 +57,14 @@ class Gift(NamedTuple):
     claim: Claim
     tokens: int
     requests: int
+
+
+class News(NamedTuple):
+    """What was counted here alone, of one meter."""
+
+    meter: Meter
+    counts: list[tuple[Slice, int]]
+    command: tuple[Part, ...]
 
 
 class Claim:
@@ -249,44 +257,58 @@ class Shared:
         self.lease = lease
         while self._gifts:
             again = list(islice(self._gifts, _PORTION))
-            heard = await asyncio.gather(*(connection.call(*gift.claim.giving(gift, working=False)) for gift in again))
-            if sum(heard) < len(again):
-                raise Away(_RAN_OUT)
-            for _ in again:
+            calls = [connection.call(*gift.claim.giving(gift, working=False)) for gift in again]
+            for reply in await asyncio.gather(*calls, return_exceptions=True):
+                if isinstance(reply, hiredis.ReplyError):
+                    logger.error("limits in Redis: %s", reply)  # to send it again would be of no use
+                elif reply != 1:
+                    raise reply if isinstance(reply, Away) else Away(_RAN_OUT)
                 self._gifts.popleft()
-            self._heard += len(again)
+                self._heard += 1
         while len(self.untold) > _PORTION:
-            await asyncio.gather(*(connection.call(*words) for words in self._news(_PORTION)))
+            news = self._news(_PORTION)
+            calls = [connection.call(*each.command) for each in news]
+            for each, reply in zip(news, await asyncio.gather(*calls, return_exceptions=True), strict=True):
+                self._told(each, reply)
 
     def _joined(self, connection: Connection) -> None:
         """In one turn with the first request that counts with the others again."""
         for gift in self._gifts:
             connection.send(gift.claim.giving(gift, working=False), self._given)
-        for words in self._news(len(self.untold)):
-            connection.send(words, self._told)
+        for news in self._news(len(self.untold)):
+            connection.send(news.command, functools.partial(self._told, news))
         for meter in self.limits.meters():
             if meter.claimed:
-                connection.send(("HSET", names(meter.key)[1], self.lease, meter.claimed), self._told)
+                connection.send(("HSET", names(meter.key)[1], self.lease, meter.claimed), self._noted)
 
-    def _told(self, reply: Any) -> None:
+    def _noted(self, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError):
             self.redis.drop(str(reply))
 
-    def _news(self, most: int) -> list[tuple[Part, ...]]:
+    def _told(self, news: News, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            self.untold[news.meter] = None  # it may have been heard all the same: rather twice than never
+            for each, count in news.counts:
+                each.untold += count
+        self._noted(reply)
+
+    def _news(self, most: int) -> list[News]:
         """What was counted here alone, of so many meters."""
         self.turn += 1
         now = time.monotonic()
-        found: list[tuple[Part, ...]] = []
+        found = []
         for meter in list(islice(self.untold, most)):
             del self.untold[meter]
             told: list[Part] = []
+            counts = []
             for window in meter.windows():
                 window.left(now)
                 for each in window.slices:
                     if each.untold:
                         age = max(0.0, now - (each.index + 1) * window.step)
                         told += (_KINDS.index(window.name), age, each.untold)
+                        counts.append((each, each.untold))
                         each.untold = 0
             if told:
-                found.append(("EVALSHA", _SHA, 1, names(meter.key)[0], "tell", *told))
+                found.append(News(meter, counts, ("EVALSHA", _SHA, 1, names(meter.key)[0], "tell", *told)))
         return found

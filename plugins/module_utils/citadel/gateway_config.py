@@ -13,6 +13,8 @@ HEAVY_CORES = 8
 CONCURRENT = 4  # of a model without objectives
 # Twice what all objectives ask for at once is the most in flight; beyond that, waiting in turn is faster.
 OVERLOAD = 2
+# sections that are the role's to tell, whole
+_WHERE_TOLD = ("cache", "tracing", "usage", "redis", "companion", "knowledge")
 
 
 def configuration(
@@ -42,9 +44,7 @@ def configuration(
         "limits": told["limits"],
         "admission": {"budget": budget(models)},
         "health": {"load_times": told["load_times"]},
-        **{
-            name: dict(told[name]) for name in ("cache", "tracing", "usage", "companion", "knowledge") if told.get(name)
-        },
+        **{name: dict(told[name]) for name in _WHERE_TOLD if told.get(name)},
         "models": {model.name: of_model(model, instances, names[model.name]) for model in models},
     }
     return merged(derived, settings)

@@ -1,6 +1,6 @@
 """What an answer of the cache takes, beside one that a model server gives at once.
 
-    python -m tests.bench.gateway.cached [--seconds 3] [--python P] [--compiled F]
+    PYTHONPATH=gateway/src python -m tests.bench.gateway.cached [--seconds 3] [--python P] [--compiled F]
 
 The clients and the model server share a core, so that the rates are rather theirs; the time that the gateway takes for
 a request is its own.
