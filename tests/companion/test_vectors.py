@@ -346,6 +346,25 @@ async def test_a_wrong_key_of_qdrants_is_told(tmp_path: Path) -> None:
         assert (answer.status_code, code_of(answer)) == (503, "vectors_unavailable")
 
 
+async def test_who_is_forgotten_has_no_points(tmp_path: Path) -> None:
+    collections = {"phi": {"name": "phi_embeddings", "size": SIZE}, "psi": {"name": "psi_embeddings", "size": SIZE}}
+    async with estate(tmp_path, vectors={"collections": collections}) as there:
+        ident, key = there.lab.key()
+        await stored(there, {"text": "mine", "vector": UNIT}, headers=key)
+        await there.client.post("/v1/vectors/psi", json={"points": [{"text": "mine", "vector": UNIT}]}, headers=key)
+        await stored(there, {"text": "of others", "vector": UNIT})
+        way = httpx.AsyncHTTPTransport(uds=str(tmp_path / "companion.sock"))
+        async with httpx.AsyncClient(transport=way, base_url="http://companion", timeout=20.0) as root:
+            gone = await root.post("/forget", json={"user": f"key:{ident}"})
+            assert (gone.status_code, gone.json()["vectors"]) == (200, 2)
+            assert await found(there, key, vector=UNIT) == []
+            assert len(await found(there, vector=UNIT)) == 1
+            there.qdrant.stop()
+            late = await root.post("/forget", json={"user": f"key:{ident}"})
+            assert (late.status_code, code_of(late)) == (503, "vectors_unavailable")
+            assert "ask again" in late.json()["error"]["message"]
+
+
 async def test_it_speaks_tls_to_a_qdrant_that_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = made(tmp_path, "qdrant")
     async with estate(tmp_path, tls=pair) as there:

@@ -63,7 +63,7 @@ def application(config: Config) -> FastAPI:
         responses.routes(services),
         files.routes(shelves),
         batches.routes(batches.Batches(runner)),
-        forgetting.routes(forgetting.Forgetter(services, shipper, runner)),
+        forgetting.routes(forgetting.Forgetter(services, shipper, runner, vectors)),
     ]
     if vectors is not None:
         parts.append(routes(vectors))

@@ -1,4 +1,4 @@
-"""Deletion of all that is kept of somebody: rows, things, files, batches that run.
+"""Deletion of all that is kept of somebody: rows, things, files, batches that run, vectors.
 
 What lies in the spool yet must not come back, so that it happened is remembered for as long as a record could be kept.
 """
@@ -18,6 +18,7 @@ from citadel_companion.runner import Runner
 from citadel_companion.services import Asker, Problem, Services, administrator
 from citadel_companion.shipping import Shipper
 from citadel_companion.store import FORGOTTEN, Thing
+from citadel_companion.vectors import Vectors
 
 logger = logging.getLogger("citadel_companion")
 
@@ -31,7 +32,8 @@ class Given(BaseModel):
 
 
 class Forgetter:
-    def __init__(self, services: Services, shipper: Shipper, runner: Runner) -> None:
+    def __init__(self, services: Services, shipper: Shipper, runner: Runner, vectors: Vectors | None = None) -> None:
+        self._vectors = vectors
         self._services = services
         self._shipper = shipper
         self._runner = runner
@@ -50,9 +52,18 @@ class Forgetter:
             batches += ended
             rows += await kept(store.forget, user)
         files = await asyncio.to_thread(self._runner.files.shelf.forget, user)
-        logger.info("%s had all of %s deleted: %d rows, %d files, %d batches", by, user, rows, files, batches)
-        told = {"rows": rows, "files": files, "batches_ended": batches}
+        vectors = await self._forget_vectors(user)
+        deleted = rows, files, batches, vectors
+        logger.info("%s had all of %s deleted: %d rows, %d files, %d batches, %d vectors", by, user, *deleted)
+        told = {"rows": rows, "files": files, "batches_ended": batches, "vectors": vectors}
         return {"object": "user.deleted", "user": user, "deleted": True, **told}
+
+    async def _forget_vectors(self, user: str) -> int:
+        try:
+            return await self._vectors.forget(user) if self._vectors is not None else 0
+        except Problem as problem:
+            what = f"All of {user} is deleted but for its vectors; ask again later. {problem.message}"
+            raise Problem(503, problem.code, what) from problem
 
     def _mark(self, user: str) -> Thing:
         now = datetime.now(UTC)

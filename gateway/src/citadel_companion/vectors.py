@@ -278,7 +278,22 @@ class Vectors:
 
     async def delete_all(self, model: str, who: Asker, *, shared: bool) -> int:
         owner = _owner(who, shared=shared)
-        state = await self.collections.ready(model)
+        return await self._delete_of(await self.collections.ready(model), owner)
+
+    async def forget(self, user: str) -> int:
+        """All that somebody has stored, in any collection that is ours."""
+        gone = 0
+        for model in self.collections.states:
+            try:
+                state = await self.collections.ready(model)
+            except Problem as problem:
+                if problem.status == 409:  # of another shape: nothing of ours is in it
+                    continue
+                raise
+            gone += await self._delete_of(state, user)
+        return gone
+
+    async def _delete_of(self, state: State, owner: str) -> int:
         count = await self._count(state, owner)
         await self.collections.call(state, "POST", "/points/delete?wait=true", {"filter": _of(owner)})
         return count
