@@ -112,6 +112,22 @@ async def test_everybody_has_their_own(tmp_path: Path) -> None:
         assert len(await found(there, keys[0], text=text)) == 1
 
 
+async def test_who_is_forgotten_has_no_points(tmp_path: Path) -> None:
+    async with estate(tmp_path) as there:
+        (ident, key), (_, other) = there.lab.key(), there.lab.key()
+        for headers in (key, other):
+            await stored(there, {"text": "kept for a while"}, {"text": "and this"}, headers=headers)
+        way = httpx.AsyncHTTPTransport(uds=str(tmp_path / "companion.sock"))
+        async with httpx.AsyncClient(transport=way, base_url="http://companion", timeout=30) as operator:
+            gone = await operator.post("/forget", json={"user": f"key:{ident}"})
+            assert (gone.status_code, gone.json()["points"]) == (200, 2)
+            assert await found(there, key, text="kept for a while") == []
+            assert len(await found(there, other, text="kept for a while")) == 1
+            there.qdrant.stop()
+            away = await operator.post("/forget", json={"user": f"key:{ident}"})
+            assert (away.status_code, away.json()["error"]["code"]) == (503, "vectors_unavailable")
+
+
 async def test_what_administrators_share_is_everybodys_to_read(tmp_path: Path) -> None:
     async with estate(tmp_path) as there:
         _, key = there.lab.key()
@@ -344,25 +360,6 @@ async def test_a_wrong_key_of_qdrants_is_told(tmp_path: Path) -> None:
         there.qdrant.start()
         answer = await there.client.post(f"{PATH}/search", json={"vector": UNIT})
         assert (answer.status_code, code_of(answer)) == (503, "vectors_unavailable")
-
-
-async def test_who_is_forgotten_has_no_points(tmp_path: Path) -> None:
-    collections = {"phi": {"name": "phi_embeddings", "size": SIZE}, "psi": {"name": "psi_embeddings", "size": SIZE}}
-    async with estate(tmp_path, vectors={"collections": collections}) as there:
-        ident, key = there.lab.key()
-        await stored(there, {"text": "mine", "vector": UNIT}, headers=key)
-        await there.client.post("/v1/vectors/psi", json={"points": [{"text": "mine", "vector": UNIT}]}, headers=key)
-        await stored(there, {"text": "of others", "vector": UNIT})
-        way = httpx.AsyncHTTPTransport(uds=str(tmp_path / "companion.sock"))
-        async with httpx.AsyncClient(transport=way, base_url="http://companion", timeout=20.0) as root:
-            gone = await root.post("/forget", json={"user": f"key:{ident}"})
-            assert (gone.status_code, gone.json()["vectors"]) == (200, 2)
-            assert await found(there, key, vector=UNIT) == []
-            assert len(await found(there, vector=UNIT)) == 1
-            there.qdrant.stop()
-            late = await root.post("/forget", json={"user": f"key:{ident}"})
-            assert (late.status_code, code_of(late)) == (503, "vectors_unavailable")
-            assert "ask again" in late.json()["error"]["message"]
 
 
 async def test_it_speaks_tls_to_a_qdrant_that_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from citadel_gateway.config import Redis as Settings
 from citadel_gateway.config import RedisTls
 from citadel_gateway.redis_client import Away, Connection, Redis
 from tests import certificates
+from tests.gateway.harness import open_sockets
 from tests.gateway.redis_server import RedisServer, redis, redis_server
 from tests.gateway.simulator import until
 
@@ -67,11 +68,11 @@ async def test_a_redis_that_stands_still_is_waited_for_once(redis: RedisServer) 
         waiting = [asyncio.ensure_future(client.call("PING")) for _ in range(50)]
         failed = await asyncio.gather(*waiting, return_exceptions=True)
         assert all(isinstance(error, Away) for error in failed)
-        assert 0.03 <= time.monotonic() - begun < 0.2
+        assert 0.03 <= time.monotonic() - begun < 1.0
         begun = time.monotonic()
         with pytest.raises(Away, match="no answer within 30 ms"):
             await client.call("PING")
-        assert time.monotonic() - begun < 0.01
+        assert time.monotonic() - begun < 0.03
         assert client.report()["status"] == "unavailable"
         redis.resume()
         await until(lambda: client.up)
@@ -136,6 +137,33 @@ async def test_it_is_used_only_when_it_was_prepared(redis: RedisServer) -> None:
     try:
         await until(lambda: client.up)
         assert seen == ["prepared", "joined"]
+    finally:
+        await client.close()
+
+
+async def test_nothing_stays_open_of_one_that_was_never_used(redis: RedisServer) -> None:
+    before = open_sockets()
+    redis.pause()
+    client = Redis(Settings(address=redis.address, timeout_ms=1000.0))
+    client.start()
+    await until(lambda: open_sockets() > before)
+    await client.close()
+    await until(lambda: open_sockets() == before)
+
+
+async def test_what_goes_wrong_in_joining_is_said_and_tried_again(redis: RedisServer) -> None:
+    tries: list[Connection] = []
+
+    def joined(connection: Connection) -> None:
+        tries.append(connection)
+        if len(tries) == 1:
+            raise ValueError("a bug")
+
+    client = Redis(Settings(address=redis.address, timeout_ms=1000.0), joined=joined)
+    client.start()
+    try:
+        await until(lambda: client.up and len(tries) == 2)
+        assert await client.call("PING") == b"PONG"
     finally:
         await client.close()
 

@@ -152,6 +152,22 @@ async def test_the_bucket_of_everybody_is_one(redis: RedisServer) -> None:
         assert sum(held is not None for held in asked) == 7
 
 
+async def test_what_nobody_uses_goes_by_itself(redis: RedisServer) -> None:
+    async with sides(redis) as (one, _):
+        (await one.take(rates=Rates(requests_per_minute=5, concurrent=5), who="key:minute")).settle(0)
+        await one.take(rates=Rates(requests_per_day=5, concurrent=5), who="key:day")
+
+        def left(key: str) -> int:
+            return int(redis.ask("TTL", key)[1:])
+
+        assert 3590 <= left("llm:ratelimit:key:minute:*") <= 3600
+        assert left("llm:ratelimit:key:day:*") > 86400 + 1440
+        assert 0 < left("llm:concurrent:key:day:*") <= 86400
+        await until(lambda: left("llm:concurrent:key:minute:*") == -2)
+        keys = redis.ask("KEYS", "*").decode().split("\r\n")[2::2]
+        assert all(left(key) > 0 for key in keys if key)
+
+
 async def test_who_leaves_while_redis_is_asked_takes_nothing(redis: RedisServer) -> None:
     async with sides(redis) as (one, _):
         held = one.limits.reserve([one.limits.meter(("principal", "key:one"), RATES)], 10)
@@ -166,15 +182,15 @@ async def test_who_leaves_while_redis_is_asked_takes_nothing(redis: RedisServer)
 
 
 async def test_a_redis_that_stands_still_is_waited_for_once_and_told_afterwards(redis: RedisServer) -> None:
-    async with sides(redis, timeout=100.0) as (one, other):
+    async with sides(redis, timeout=300.0) as (one, other):
         await one.take(rates=RATES)
         redis.pause()
         begun = time.monotonic()
         await asyncio.gather(one.take(5), one.take(5))
-        assert time.monotonic() - begun < 0.5
+        assert 0.3 <= time.monotonic() - begun < 1.5
         begun = time.monotonic()
         last = await one.take(5)  # its own limits go on
-        assert time.monotonic() - begun < 0.05
+        assert time.monotonic() - begun < 0.3
         assert one.shared.decided_alone == 3
         with pytest.raises(Exceeded, match="concurrent"):
             await one.take()

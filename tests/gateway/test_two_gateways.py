@@ -120,22 +120,22 @@ async def test_what_a_killed_gateway_ran_is_free_when_its_lease_has_ended(redis:
 
 
 async def test_a_redis_that_stands_still_costs_little_and_once_and_is_told_of(redis: RedisServer) -> None:
-    async with running(shared(redis, {"requests_per_minute": 5}, 100.0)) as lab:
+    async with running(shared(redis, {"requests_per_minute": 5}, 300.0)) as lab:
         await until(lambda: lab.gateway.redis["limits"].up)
         _, header = lab.key(tier="tight")
         assert (await ask(lab.client, header)).status_code == 200
         redis.pause()
         begun = time.monotonic()
         assert (await ask(lab.client, header)).status_code == 200
-        assert 0.1 <= time.monotonic() - begun < 0.6
+        assert 0.3 <= time.monotonic() - begun < 1.5
         begun = time.monotonic()
         answers = [(await ask(lab.client, header)).status_code for _ in range(5)]
         assert answers == [200, 200, 200, 429, 429]  # its own limit holds
-        assert time.monotonic() - begun < 0.5
+        assert time.monotonic() - begun < 1.5
         report = (await lab.client.get(lab.url("health") + "/health/detailed")).json()
         assert report["status"] == "healthy"
         assert report["dependencies"]["redis"]["status"] == "unavailable"
-        assert report["dependencies"]["redis"]["reason"] == "no answer within 100 ms"
+        assert report["dependencies"]["redis"]["reason"] == "no answer within 300 ms"
         assert report["dependencies"]["redis"]["limits"] == "local"
         assert lab.metric("llm_redis_up", use="limits") == 0
         assert lab.metric("llm_limits_local_total") == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,31 @@ def test_the_second_one_carries_what_its_inventory_says(
     assert answers(on("llm-01"))
     seen = {"llm-01": "1", "llm-02": "1"}
     eventually(lambda: fleet_up(ask, address["metrics-01"]), lambda found: found == seen, 60)
+
+
+COUNT = """
+import json, sys, urllib.error, urllib.request
+seen = []
+for address in sys.argv[2:]:
+    for _ in range(40):
+        request = urllib.request.Request(f"http://{address}:8000/v1/chat/completions", sys.argv[1].encode())
+        request.add_header("Content-Type", "application/json")
+        try:
+            seen.append(urllib.request.urlopen(request, timeout=30).status)
+        except urllib.error.HTTPError as error:
+            seen.append(error.code)
+print(json.dumps(seen))
+"""
+
+
+def test_a_limit_holds_over_both(both: Lab, data: Host) -> None:
+    """A stranger may ask fifty times a minute, wherever it asks: Redis counts for both gateways."""
+    servers = [both.address(host) for host in both.hosts if host.name in {"llm-01", "llm-02"}]
+    body = json.dumps({**QUESTION, "max_tokens": 1})
+    began = time.monotonic()
+    seen = json.loads(data.check_output("python3 -c %s %s %s %s", COUNT, body, *servers))
+    assert time.monotonic() - began < 60, "a minute that was over would have let more in"
+    assert seen == [200] * 50 + [429] * 30
 
 
 def test_one_that_is_lost_in_the_middle_does_not_stop_the_other(

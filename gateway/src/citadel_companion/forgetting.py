@@ -1,4 +1,4 @@
-"""Deletion of all that is kept of somebody: rows, things, files, batches that run, vectors.
+"""Deletion of all that is kept of somebody: rows, things, files, batches that run, texts and their vectors.
 
 What lies in the spool yet must not come back, so that it happened is remembered for as long as a record could be kept.
 """
@@ -33,15 +33,17 @@ class Given(BaseModel):
 
 class Forgetter:
     def __init__(self, services: Services, shipper: Shipper, runner: Runner, vectors: Vectors | None = None) -> None:
-        self._vectors = vectors
         self._services = services
         self._shipper = shipper
         self._runner = runner
+        self._vectors = vectors
 
     async def forget(self, user: str, by: str) -> dict[str, Any]:
         if not re.fullmatch(USER, user):
             raise Problem(400, "invalid_user", f"{user[:100]!r} is no user: key:ID or address:IP.", "user")
         kept, store = self._services.kept, self._services.store
+        # while Qdrant is away nothing is said to be deleted
+        points = await self._vectors.forget(user) if self._vectors is not None else 0
         await kept(store.put, self._mark(user))
         batches = await self._runner.forget(user)
         await kept(store.put, self._mark(user))
@@ -52,18 +54,9 @@ class Forgetter:
             batches += ended
             rows += await kept(store.forget, user)
         files = await asyncio.to_thread(self._runner.files.shelf.forget, user)
-        vectors = await self._forget_vectors(user)
-        deleted = rows, files, batches, vectors
-        logger.info("%s had all of %s deleted: %d rows, %d files, %d batches, %d vectors", by, user, *deleted)
-        told = {"rows": rows, "files": files, "batches_ended": batches, "vectors": vectors}
+        logger.info("%s had all of %s deleted: %d rows, %d files, %d batches", by, user, rows, files, batches)
+        told = {"rows": rows, "files": files, "batches_ended": batches, "points": points}
         return {"object": "user.deleted", "user": user, "deleted": True, **told}
-
-    async def _forget_vectors(self, user: str) -> int:
-        try:
-            return await self._vectors.forget(user) if self._vectors is not None else 0
-        except Problem as problem:
-            what = f"All of {user} is deleted but for its vectors; ask again later. {problem.message}"
-            raise Problem(503, problem.code, what) from problem
 
     def _mark(self, user: str) -> Thing:
         now = datetime.now(UTC)

@@ -278,25 +278,15 @@ class Vectors:
 
     async def delete_all(self, model: str, who: Asker, *, shared: bool) -> int:
         owner = _owner(who, shared=shared)
-        return await self._delete_of(await self.collections.ready(model), owner)
-
-    async def forget(self, user: str) -> int:
-        """All that somebody has stored, in any collection that is ours."""
-        gone = 0
-        for model in self.collections.states:
-            try:
-                state = await self.collections.ready(model)
-            except Problem as problem:
-                if problem.status == 409:  # of another shape: nothing of ours is in it
-                    continue
-                raise
-            gone += await self._delete_of(state, user)
-        return gone
-
-    async def _delete_of(self, state: State, owner: str) -> int:
+        state = await self.collections.ready(model)
         count = await self._count(state, owner)
         await self.collections.call(state, "POST", "/points/delete?wait=true", {"filter": _of(owner)})
         return count
+
+    async def forget(self, user: str) -> int:
+        """In all collections; how many points those were."""
+        who = Asker(user)
+        return sum([await self.delete_all(model, who, shared=False) for model in self.collections.states])
 
     async def _count(self, state: State, owner: str) -> int:
         told = {"filter": _of(owner), "exact": True}

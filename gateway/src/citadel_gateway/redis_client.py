@@ -202,7 +202,12 @@ class Redis:
         pause = _PAUSE
         while True:
             begun = time.monotonic()
-            reason = await self._opened()
+            try:
+                reason = await self._opened()
+            except Exception as error:
+                logger.exception("a bug at the connection to Redis")
+                reason = repr(error)
+                self.drop(reason)
             if reason is None:
                 await self._gone.wait()
                 if time.monotonic() - begun > _PROVEN:
@@ -216,6 +221,7 @@ class Redis:
     async def _opened(self) -> str | None:
         """What is in the way of using it, if anything is."""
         connection: Connection | None = None
+        reason = "given up"
         try:
             async with asyncio.timeout(_CONNECT):
                 connection = await self._connect()
@@ -227,16 +233,20 @@ class Redis:
         except (OSError, Away, hiredis.HiredisError, UnicodeDecodeError) as error:
             reason = str(error) or type(error).__name__
         else:
-            self._gone.clear()
-            self._connection = connection
-            self._since = time.time()
-            if self._joined is not None:
-                self._joined(connection)
-            logger.info("Redis at %s is there", self._settings.address)
+            self._use(connection)
             return None
-        if connection is not None:
-            connection.end(reason)
+        finally:
+            if connection is not None and connection is not self._connection:
+                connection.end(reason)
         return reason
+
+    def _use(self, connection: Connection) -> None:
+        self._gone.clear()
+        self._connection = connection
+        self._since = time.time()
+        if self._joined is not None:
+            self._joined(connection)
+        logger.info("Redis at %s is there", self._settings.address)
 
     async def _connect(self) -> Connection:
         settings = self._settings
