@@ -267,6 +267,16 @@ async def test_answers_are_cached_with_what_they_were_told(tmp_path: Path) -> No
         assert "sources" not in (await there.lab.chat(**told)).json()
 
 
+async def test_a_reload_changes_it(tmp_path: Path) -> None:
+    async with informed(tmp_path) as there:
+        assert there.lab.reconfigure({"knowledge": {"most_passages": 3}}) is None
+        answer = await there.lab.chat({"x-citadel-knowledge": "phi;limit=4"}, model="phi", messages=QUESTION)
+        assert (answer.status_code, code_of(answer)) == (400, "invalid_value")
+        assert (await there.lab.chat(ASKS, model="phi", messages=QUESTION)).json()["sources"]
+        assert there.lab.reconfigure({"knowledge": None}) is None
+        assert "x-citadel-knowledge" not in (await there.lab.chat(ASKS, model="phi", messages=QUESTION)).headers
+
+
 def test_it_needs_a_companion() -> None:
     text = Path(__file__).parents[2].joinpath("gateway", "example.yml").read_text()
     with pytest.raises(ConfigError, match="knowledge: the companion finds it"):
