@@ -128,7 +128,7 @@ NEEDS = (
         "postgresql", CHECK | {"bench-companion"}, there=lambda: any(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     ),
     # of the gateway: a Redis of the tests' own
-    Need("redis-server", CHECK, "redis-server"),
+    Need("redis-server", CHECK | {"bench-companion"}, "redis-server"),
     Need("util-linux", CHECK | {"bench-companion"}, "runuser"),
     Need("util-linux", CHECK, "prlimit"),
     # of the role environment, which tests run on this machine too

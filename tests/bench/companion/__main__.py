@@ -25,6 +25,7 @@ import yaml
 
 from citadel_companion.postgres import Postgres
 from citadel_companion.shipping import Shipper
+from tests.bench.companion import searching, sharing
 from tests.bench.gateway.__main__ import WHOLE, backends, load
 from tests.bench.gateway.contenders import (
     CONTENDERS,
@@ -47,17 +48,22 @@ ROUNDS = 3
 CONNECTIONS = 16
 RECORDS, OF_A_SEGMENT = 100_000, 20_000
 AIM_RECORD, AIM_SHIPPED, AIM_KEPT = 3.0, 5000, 0.95
+CACHED = {"x-allow-cache": "true"}
 
 
 def with_usage(folder: Path) -> str:
     return f"usage: {{folder: {folder / 'spool'}}}"
 
 
+def with_companion(folder: Path) -> str:
+    return f"companion: {{socket: {folder / 'companion.sock'}, routes: [/v1/vectors/*]}}"
+
+
 @contextlib.contextmanager
-def companion(folder: Path, cluster: Cluster) -> Iterator[None]:
+def companion(folder: Path, cluster: Cluster, **more: Any) -> Iterator[None]:
     """Beside the load, so that it takes nothing from the gateway's core."""
     config = cluster.config(cluster.database(), folder).model_dump(exclude_none=True, exclude_defaults=True)
-    config |= {"socket": str(folder / "companion.sock"), "spool": str(folder / "spool")}
+    config |= {"socket": str(folder / "companion.sock"), "spool": str(folder / "spool"), **more}
     file = folder / "companion.yml"
     file.write_text(yaml.safe_dump(config))
     process = subprocess.Popen(
@@ -98,6 +104,39 @@ def rates(folder: Path, seconds: float, cluster: Cluster) -> dict[str, float]:
             print(f"  {name}: {one:,.0f}/s", flush=True)
             found[name] = max(found.get(name, 0.0), one)
     return found
+
+
+def hits(folder: Path, seconds: float) -> dict[str, dict[str, float]]:
+    """Of the cache: the same question again and again, and the same without asking it."""
+    cached = citadel_with("with a cache", lambda _: "cache: {policy: on_request}")
+    found: dict[str, dict[str, float]] = {}
+    folder.mkdir()
+    with Running(cached, folder / "gateway", WHOLE) as at:
+        for _ in range(ROUNDS):
+            for name, more in (("asked", CACHED), ("not asked", {})):
+                for connections in (1, CONNECTIONS):
+                    one = load(PORT, 1024, connections, at.headers | more, seconds / 2)
+                    known = found.setdefault(f"{name} {connections}", one)
+                    if one["rate"] > known["rate"]:
+                        found[f"{name} {connections}"] = one
+    return found
+
+
+def searches(folder: Path, cluster: Cluster) -> dict[str, float]:
+    folder.mkdir()
+    (folder / "spool").mkdir()
+    contender = citadel_with("with a companion", with_companion)
+    vectors = {
+        "url": f"http://127.0.0.1:{searching.QDRANT}",
+        "collections": {MODEL: {"name": f"{MODEL}_embeddings", "size": searching.SIZE}},
+    }
+    qdrant = searching.engine(folder / "qdrant")
+    try:
+        with Running(contender, folder, WHOLE) as at, companion(folder, cluster, vectors=vectors):
+            return searching.measure(at.headers)
+    finally:
+        qdrant.terminate()
+        qdrant.wait(30)
 
 
 def record() -> dict[str, float]:
@@ -175,6 +214,21 @@ def section(found: dict[str, Any]) -> str:
         f"| a record, alone in its turn, with a write to the kernel | {found['record']['1']:.1f} µs | |",
         f"| records shipped to PostgreSQL a second, on one core | {found['shipped']:,.0f} | at least {AIM_SHIPPED:,} |",
     ]
+    cache, shared, search = found["cache"], found["shared"], found["search"]
+    hit, bare = cache[f"asked {CONNECTIONS}"], cache[f"not asked {CONNECTIONS}"]
+    added = search["through"] - search["alone"]
+    lines += [
+        f"| cache: rate of hits, of that of a model server that answers at once | {hit['rate'] / bare['rate']:.2f} | "
+        "at least 0.8 |",
+        f"| cache: median of a hit on one connection, on {CONNECTIONS} | {cache['asked 1']['p50']:.2f} ms, "
+        f"{hit['p50']:.2f} ms | under 1 ms |",
+        f"| two gateways that share limits, requests a second | {shared['shared']['rate']:,.0f}, "
+        f"{shared['shared']['rate'] / shared['own']['rate']:.2f} of what they do without | at least 5,000 |",
+        f"| ... of the processor for a request: in a gateway, in Redis | {shared['shared']['gateway']:.0f} µs "
+        f"({shared['own']['gateway']:.0f} µs without), {shared['shared']['redis']:.0f} µs | |",
+        f"| a search among {searching.POINTS:,} vectors: added to {search['alone']:.1f} ms of the engine | {added:.1f} ms | "
+        "under 3 ms |",
+    ]
     return "\n".join(lines)
 
 
@@ -195,6 +249,9 @@ def main() -> int:
             found["shipped"] = shipped(folder / "shipped", cluster)
             print(f"  {found['shipped']:,.0f} records/s shipped", flush=True)
             found["rates"] = rates(folder, told.seconds, cluster)
+            found["cache"] = hits(folder / "cache", told.seconds)
+            found["shared"] = sharing.compare(folder / "shared", told.seconds / 2)
+            found["search"] = searches(folder / "search", cluster)
     except Missing as error:
         print(error, file=sys.stderr)
         return 2

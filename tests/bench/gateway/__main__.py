@@ -104,7 +104,7 @@ def load(
 ) -> dict[str, float]:
     """wrk, with a body of so many bytes."""
     wrk = program("wrk")
-    frame = f'{{"model":"{MODEL}","messages":[{{"role":"user","content":""}}],"max_tokens":16}}'
+    frame = f'{{"model":"{MODEL}","messages":[{{"role":"user","content":""}}],"max_tokens":16,"temperature":0}}'
     body = frame.replace('"content":""', f'"content":"{"x" * (size - len(frame))}"')
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         lines = [f'wrk.headers["{name}"] = "{value}"' for name, value in headers.items()]

@@ -1,17 +1,11 @@
-"""What limits over two gateways cost: requests per second of both together, with shared limits and with their own, and
-the processor's time that a request takes of a gateway and of Redis, which says more on a machine that is busy.
-
-    python -m tests.bench.gateway.sharing [--seconds 4] [--connections 32] [--compiled FOLDER]
-
-Everything is on this one machine, Redis, the backend and the load too: the ratio says more than the figures.
+"""What limits over two gateways cost: requests per second of both together, and the processor's time that a request
+takes of a gateway and of Redis. Everything is on one machine, the load too: the ratio says more than the figures.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -21,11 +15,12 @@ from typing import Any
 
 import yaml
 
-from tests.bench.gateway.__main__ import SIZES, WHOLE, backends, load
-from tests.bench.gateway.contenders import CONTENDERS, RUNTIME, program
+from tests.bench.gateway.__main__ import SIZES, WHOLE, load
+from tests.bench.gateway.contenders import CONTENDERS, program
 from tests.bench.gateway.report import OURS
 
 PORTS = (19010, 19011)
+CONNECTIONS = 32  # of each of the two
 
 
 def spent(pid: int) -> float:
@@ -94,38 +89,22 @@ class Two:
             process.wait()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--connections", type=int, default=32, help="of each of the two")
-    parser.add_argument("--compiled", help="what tools/toolchain.py makes of the gateway")
-    arguments = parser.parse_args()
-    RUNTIME.paths = arguments.compiled or RUNTIME.paths
-    with tempfile.TemporaryDirectory(prefix="bench-sharing-") as name:
-        folder = Path(name)
-        address = str(folder / "redis.sock")
-        words = ["--port", "0", "--unixsocket", address, "--save", "", "--dir", name]
-        redis = subprocess.Popen([program("redis-server"), *words], stdout=subprocess.DEVNULL)
-        try:
-            with backends(folder):
-                found = {}
-                for kind, where in (("own", None), ("shared", address)):
-                    two = Two(folder / kind, where)
-                    try:
-                        tries = [two.measure(arguments.seconds / 2, arguments.connections, redis.pid) for _ in range(2)]
-                        found[kind] = max(tries, key=lambda one: one["rate"])
-                    finally:
-                        two.stop()
-        finally:
-            redis.terminate()
-            redis.wait()
-    for kind, one in found.items():
-        print(
-            f"{kind:7} {one['rate']:8.0f} requests/s, p99 {one['p99']:.1f} ms; of the processor for a request "
-            f"{one['gateway']:.0f} µs in a gateway, {one['redis']:.0f} µs in Redis"
-        )
-    print(f"ratio   {found['shared']['rate'] / found['own']['rate']:8.2f}")
-
-
-if __name__ == "__main__":
-    main()
+def compare(folder: Path, seconds: float) -> dict[str, dict[str, float]]:
+    """With limits of their own, and with those that they share."""
+    folder.mkdir()
+    address = str(folder / "redis.sock")
+    words = ["--port", "0", "--unixsocket", address, "--save", "", "--dir", str(folder)]
+    redis = subprocess.Popen([program("redis-server"), *words], stdout=subprocess.DEVNULL)
+    try:
+        found = {}
+        for kind, where in (("own", None), ("shared", address)):
+            two = Two(folder / kind, where)
+            try:
+                tries = [two.measure(seconds, CONNECTIONS, redis.pid) for _ in range(2)]
+                found[kind] = max(tries, key=lambda one: one["rate"])
+            finally:
+                two.stop()
+        return found
+    finally:
+        redis.terminate()
+        redis.wait()
