@@ -343,6 +343,10 @@ async def test_a_collection_that_was_there_is_joined_or_left_alone(tmp_path: Pat
             said = refused.json()["error"]["message"]
             assert "other_embeddings has 2048 numbers and distance Cosine; 3072 and Cosine are wanted" in said
             assert "make a new collection" in said
+            # nothing of ours is in it, so that it holds up no deletion
+            way = httpx.AsyncHTTPTransport(uds=str(tmp_path / "companion.sock"))
+            async with httpx.AsyncClient(transport=way, base_url="http://companion", timeout=30) as operator:
+                assert (await operator.post("/forget", json={"user": "key:ab12cd34"})).status_code == 200
             kept = (await neighbour.get("/collections/other_embeddings")).json()["result"]["config"]["params"]
             assert kept["vectors"] == other["vectors"]
 
