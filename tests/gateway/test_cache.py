@@ -649,7 +649,7 @@ class TestRedis:
             assert outcome(await ask(lab)) == "miss"
             assert [one["outcome"] for one in lab.records("audit") if one["event"] == "cache_clear"] == ["failed"]
             report = (await lab.client.get(f"{lab.url('health')}/health/detailed")).json()
-            assert report["dependencies"]["answers"]["status"] == "unavailable"
+            assert report["dependencies"]["redis"]["answers"]["status"] == "unavailable"
             await lab.settled()
 
     async def test_one_that_stands_still_costs_no_more_than_its_time(self, redis: RedisServer) -> None:

@@ -67,13 +67,20 @@ def health_report(gateway: Gateway, *, detailed: bool) -> dict[str, Any]:
         }
         if gateway.spool is not None:
             report["dependencies"]["usage"] = gateway.spool.report()
-        if gateway.limits.shared is not None:
-            report["dependencies"]["redis"] = gateway.limits.shared.report()
-        if gateway.cache is not None and gateway.cache.behind is not None:
-            report["dependencies"]["answers"] = gateway.cache.behind.redis.report()
+        if gateway.redis:
+            report["dependencies"]["redis"] = _redis(gateway)
         report["connections"] = len(gateway.connections)
         report["process"] = _process()
     return report
+
+
+def _redis(gateway: Gateway) -> dict[str, Any]:
+    """Each use of it has a connection of its own."""
+    uses = {use: redis.report() for use, redis in gateway.redis.items()}
+    if gateway.limits.shared is not None:
+        uses["limits"]["counted"] = gateway.limits.shared.counted()
+    up = all(redis.up for redis in gateway.redis.values())
+    return {"status": "healthy" if up else "unavailable", **uses}
 
 
 def _process() -> dict[str, Any]:
