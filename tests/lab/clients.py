@@ -35,9 +35,11 @@ class Client:
     def __init__(self, address: str, key: str, timeout: float = 180) -> None:
         self._address, self._key, self._timeout = address, key, timeout
 
-    def send(self, body: dict[str, Any] | bytes, path: str = "/v1/chat/completions") -> http.client.HTTPConnection:
+    def send(
+        self, body: dict[str, Any] | bytes, path: str = "/v1/chat/completions", **more: str
+    ) -> http.client.HTTPConnection:
         connection = http.client.HTTPConnection(self._address, 8000, timeout=self._timeout)
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}", **more}
         connection.request("POST", path, body if isinstance(body, bytes) else json.dumps(body), headers)
         return connection
 

@@ -3,12 +3,17 @@ no error."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from testinfra.host import Host
 
+from lab.settings import ROOT, Lab
 from tests.lab.clients import Client, Twice
 from tests.lab.plays import live, play, restarts
 
@@ -66,6 +71,48 @@ def test_a_long_text_is_read_as_a_whole(fifth: str, client: Client) -> None:
     assert (status, answer["usage"]["prompt_tokens"] >= 500) == (200, True)
     status, _ = client.ask({"model": fifth, "input": "letters " * 2100}, "/v1/embeddings")
     assert status == 400, "the lab gives it 2048 tokens"
+
+
+@pytest.fixture
+def qdrant(lab: Lab, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The stand-in, where inventory/lab says that it is."""
+    words = [sys.executable, "-m", "lab.qdrant", "--folder", str(tmp_path / "qdrant")]
+    # it finds what this process has found
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    with subprocess.Popen([*words, "--host", lab.gateway, "--port", "16333"], env=paths) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def test_texts_are_stored_and_come_into_a_prompt(
+    fifth: str, client: Client, qdrant: subprocess.Popen[bytes], eventually: Callable[..., None]
+) -> None:
+    texts = ["careful engineers measure quiet machines", "gentle letters arrive slowly"]
+    points = {"points": [{"text": text} for text in texts]}
+    path = "/v1/vectors/phi-3-mini"
+    # the companion looks for it from time to time
+    eventually(lambda: client.ask(points, path), lambda told: told[0] == 200, 90)
+    status, found = client.ask({"text": texts[0], "threshold": -1}, f"{path}/search")
+    assert (status, found["data"][0]["text"]) == (200, texts[0])
+    question = {"model": "phi-3-mini", "messages": [{"role": "user", "content": texts[0]}], "max_tokens": 2}
+
+    def asked() -> tuple[int, str]:
+        connection = client.send(question, **{"x-citadel-knowledge": "phi-3-mini;limit=2;threshold=0"})
+        try:
+            answer = connection.getresponse()
+            answer.read()
+            return answer.status, answer.headers["x-citadel-knowledge"]
+        finally:
+            connection.close()
+
+    eventually(asked, lambda told: told[0] == 200 and told[1].startswith("used"), 30)
+    qdrant.kill()
+    qdrant.wait()
+    status, said = asked()
+    assert status == 200
+    assert said.startswith("unavailable")
 
 
 def test_nobody_touched_the_other_four(fifth: str, before: tuple[str, dict[str, str]], llm: Host) -> None:
