@@ -7,10 +7,12 @@ import base64
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.gateway.harness import Lab, code_of, running
+from tests.gateway.harness import Lab, code_of, merged, running
+from tests.gateway.simulator import until
 
 pytestmark = pytest.mark.anyio
 
@@ -21,6 +23,7 @@ class StandIn:
     def __init__(self) -> None:
         self.heads: list[bytes] = []
         self.bodies: list[bytes] = []
+        self.holds: asyncio.Event | None = None
         self.answer = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 5\r\n\r\nhello"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -35,17 +38,21 @@ class StandIn:
             else:
                 length = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
                 self.bodies.append(await reader.readexactly(length))
+                if self.holds is not None:
+                    await self.holds.wait()
                 writer.write(self.answer)
         writer.close()
 
 
 @contextlib.asynccontextmanager
-async def beside(folder: Path) -> AsyncIterator[tuple[Lab, StandIn, asyncio.Server]]:
+async def beside(
+    folder: Path, more: dict[str, Any] | None = None
+) -> AsyncIterator[tuple[Lab, StandIn, asyncio.Server]]:
     path = folder / "companion.sock"
     stand_in = StandIn()
     server = await asyncio.start_unix_server(stand_in.serve, str(path))
     over = {"companion": {"socket": str(path), "routes": ["/v1/files/*", "/graphql"], "timeout": 2.0}}
-    async with server, running(over) as lab:
+    async with server, running(merged(over, more or {})) as lab:
         yield lab, stand_in, server
 
 
@@ -90,6 +97,39 @@ async def test_an_answer_without_a_length_comes_as_it_is_made(tmp_path: Path) ->
         stand_in.answer = b"HTTP/1.1 204 No Content\r\n\r\n"
         assert (await lab.client.delete("/graphql")).status_code == 204
         assert (await lab.client.get("/v1/models")).status_code == 200
+
+
+async def test_one_client_has_so_much_of_it_and_no_part_of_it_is_anothers(tmp_path: Path) -> None:
+    rates = {"companion": {"rates": {"requests_per_minute": 3, "concurrent": 1}}, "limits": {"overall": None}}
+    async with beside(tmp_path, rates) as (lab, _, _):
+        (_, key), (_, other) = lab.key(tier="basic"), lab.key(tier="basic")
+        seen = [await lab.client.get("/graphql", headers=key) for _ in range(4)]
+        assert [answer.status_code for answer in seen] == [200, 200, 200, 429]
+        assert code_of(seen[-1]) == "rate_limit_exceeded"
+        assert "this client on the companion's paths" in seen[-1].text
+        assert seen[-1].headers["retry-after"]
+        assert (await lab.client.get("/graphql", headers=other)).status_code == 200
+        assert (await lab.chat(headers=key)).status_code == 200
+        assert lab.gateway.limits.leaked() == 0
+
+
+async def test_one_client_has_so_many_requests_there_at_once(tmp_path: Path) -> None:
+    async with beside(tmp_path, {"companion": {"rates": {"concurrent": 2}}}) as (lab, stand_in, _):
+        stand_in.answer = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+        stand_in.holds = asyncio.Event()
+        _, key = lab.key(tier="basic")
+        waiting = [asyncio.create_task(lab.client.get("/graphql", headers=key)) for _ in range(2)]
+        await until(lambda: len(stand_in.heads) == 2)
+        refused = await lab.client.get("/graphql", headers=key)
+        assert (refused.status_code, code_of(refused)) == (429, "concurrency_limit_exceeded")
+        # whoever leaves makes room
+        waiting[0].cancel()
+        await until(lambda: len(lab.gateway.connections) < 3)
+        stand_in.answer += b"0\r\n\r\n"
+        stand_in.holds.set()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert (await lab.client.get("/graphql", headers=key)).status_code == 200
+        assert lab.gateway.limits.leaked() == 0
 
 
 async def test_dead_it_takes_nobody_with_it(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import httptools
 import orjson
 
 from citadel_gateway.errors import Refusal
+from citadel_gateway.limits import Exceeded
+from citadel_gateway.reservation import refused
 
 if TYPE_CHECKING:
     from citadel_gateway.config import Companion as Settings
@@ -40,9 +42,21 @@ class Companion:
     async def __call__(self, exchange: Exchange) -> None:
         gateway = self._gateway
         exchange.principal = gateway.identity.establish(exchange.headers, exchange.address)
+        principal = exchange.principal
+        meter = gateway.limits.meter(("companion", principal.id), self._settings.rates, principal.tier.class_factor)
+        try:
+            gateway.limits.enter(meter)
+        except Exceeded as exceeded:
+            raise refused(exchange, exceeded) from None
+        try:
+            await self._pass_on(exchange)
+        finally:
+            gateway.limits.leave(meter)
+
+    async def _pass_on(self, exchange: Exchange) -> None:
         body = await exchange.client.body() if not exchange.client.upgrade else b""
         try:
-            async with asyncio.timeout(gateway.config.server.connect_timeout):
+            async with asyncio.timeout(self._gateway.config.server.connect_timeout):
                 reader, writer = await asyncio.open_unix_connection(self._settings.socket)
         except (OSError, TimeoutError):
             raise _absent("does not answer") from None

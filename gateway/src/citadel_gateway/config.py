@@ -293,6 +293,8 @@ class Companion(Section):
     socket: str
     routes: Annotated[list[Annotated[str, AfterValidator(_route)]], Field(min_length=1)]
     timeout: Seconds = 60.0
+    # of one principal on its paths, times its tier's class_factor
+    rates: Rates = Rates(requests_per_minute=300, concurrent=8)
 
 
 class Knowledge(Section):

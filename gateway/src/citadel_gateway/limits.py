@@ -302,6 +302,19 @@ class Limits:
             raise Exceeded("all clients", "requests per minute", limit, (1.0 - bucket.level) / bucket.rate)
         return Reservation(self, meters, tokens, now)
 
+    def enter(self, meter: Meter) -> None:
+        """What has a limit of its own and no part in everybody's; `leave` is the other half."""
+        now = time.monotonic()
+        meter.check(0, now)
+        self.open += 1
+        meter.active += 1
+        for window in meter.requests:
+            window.take(1, now)
+
+    def leave(self, meter: Meter) -> None:
+        self.open -= 1
+        meter.active -= 1
+
     def sweep(self) -> None:
         """Forget who has used nothing lately; called once in a while, off the path."""
         now = time.monotonic()

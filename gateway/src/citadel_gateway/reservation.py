@@ -27,7 +27,7 @@ def reserve(exchange: Exchange, model: Model, limits: Limits) -> None:
     try:
         exchange.reservation = limits.reserve(meters, exchange.prompt_estimate + exchange.max_tokens)
     except Exceeded as exceeded:
-        raise _refusal(exchange, model, exceeded) from None
+        raise refused(exchange, exceeded) from None
 
 
 async def reserve_for_all(exchange: Exchange, model: Model, limits: Limits, shared: Shared) -> None:
@@ -40,13 +40,14 @@ async def reserve_for_all(exchange: Exchange, model: Model, limits: Limits, shar
     if exceeded is not None:
         held.cancel()
         exchange.reservation = None
-        raise _refusal(exchange, model, exceeded)
+        raise refused(exchange, exceeded)
 
 
-def _refusal(exchange: Exchange, model: Model, exceeded: Exceeded) -> Refusal:
+def refused(exchange: Exchange, exceeded: Exceeded) -> Refusal:
     scope = {
         "address": "this address",
-        "class": f"this client on {model.name}",
+        "class": f"this client on {exchange.model.name if exchange.model is not None else exchange.path}",
+        "companion": "this client on the companion's paths",
         "principal": f"tier {exchange.principal.tier_name}",
     }.get(exceeded.scope, exceeded.scope)
     return Refusal(

@@ -226,8 +226,8 @@ def section(found: dict[str, Any]) -> str:
         f"{shared['shared']['rate'] / shared['own']['rate']:.2f} of what they do without | at least 5,000 |",
         f"| ... of the processor for a request: in a gateway, in Redis | {shared['shared']['gateway']:.0f} µs "
         f"({shared['own']['gateway']:.0f} µs without), {shared['shared']['redis']:.0f} µs | |",
-        f"| a search among {searching.POINTS:,} vectors: added to {search['alone']:.1f} ms of the engine | {added:.1f} ms | "
-        "under 3 ms |",
+        f"| a search among {searching.POINTS:,} vectors: added to {search['alone']:.1f} ms of the engine | "
+        f"{added:.1f} ms | under 3 ms |",
     ]
     return "\n".join(lines)
 
