@@ -68,6 +68,19 @@ async def test_a_refused_request_of_a_model_is_kept_with_its_reason(tmp_path: Pa
         assert one["error"]
 
 
+async def test_who_is_refused_again_and_again_fills_no_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "_REFUSALS", 3)
+    limits = {"limits": {"tiers": {"basic": {"requests_per_minute": 2}}}}
+    async with running(spooling(tmp_path) | limits) as lab:
+        (_, one), (_, other) = lab.key(tier="basic"), lab.key(tier="basic")
+        seen = [(await lab.chat(headers=one)).status_code for _ in range(10)]
+        assert seen == [200] * 2 + [429] * 8
+        for _ in range(3):
+            await lab.chat(headers=other)
+        await until(lambda: len(kept(tmp_path)) == 2 + 3 + 2 + 1)
+        assert lab.metric("llm_usage_records_dropped_total", reason="refused") == 5
+
+
 async def test_a_spool_that_is_full_costs_records_and_no_request(tmp_path: Path) -> None:
     async with running(spooling(tmp_path, most_bytes=1000, sync=0.05)) as lab:
         for _ in range(5):

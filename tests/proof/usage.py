@@ -30,7 +30,7 @@ COMPANION = "citadel-companion.service"
 DATABASE, POOL = "postgresql@17-main", "pgpool2"
 SECONDS = 10.0  # that a fault lasts
 KILLS = 50
-CLIENTS = 3
+CLIENTS, PAUSE = 3, 0.2  # so that the limit of all clients together is not met
 MODEL, TABLE = "phi-3-mini", "phi3.llm_model_requests"
 QUESTION = {"model": MODEL, "messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 2}
 DOCUMENT = ROOT / "docs" / "companion.md"
@@ -68,7 +68,7 @@ class Clients:
             connection.close()
 
     def _ask(self) -> None:
-        while not self._over.is_set():
+        while not self._over.wait(PAUSE):
             ident = f"proof-{uuid.uuid4().hex}"
             began = time.monotonic()
             try:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SUFFIX = ".usage"
 _SEGMENT = 8 * 1024 * 1024
 _LONGEST_SEGMENT = 60.0  # seconds, so that what is read can be deleted
+_REFUSALS, _REFUSED = 60, 10_000  # of one principal in a minute that are kept, and principals
 _HELD = 1024 * 1024  # of records, while the disk takes none
 
 
@@ -48,6 +49,8 @@ class Spool:
         self._total = 0  # of the whole spool, as last seen, and what was written since
         self._unsynced = False
         self._number = 0
+        self._minute = 0
+        self._refused: dict[str, int] = {}  # of this minute, by principal
         self._keeper: asyncio.Task[None] | None = None
         # a disk that hangs in fsync holds up nothing but itself
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="spool")
@@ -67,6 +70,9 @@ class Spool:
             exchange = record.exchange
             if exchange.model is None:
                 return
+            if record.status == 429 and not exchange.upstream_started and self._repeats(exchange.principal.id):
+                self._metrics.dropped_usage.labels("refused").inc()
+                return
             line = orjson.dumps(entry(record, next(self._ids)))
             self._waiting += b"%08x %b\n" % (zlib.crc32(line), line)
             self._count += 1
@@ -75,6 +81,19 @@ class Spool:
                 asyncio.get_running_loop().call_soon(self._write)
 
         return keep
+
+    def _repeats(self, principal: str) -> bool:
+        """Whether it was refused so often in this minute that one refusal more says nothing: who never stops asking would
+        fill the spool with them, and the database."""
+        minute = int(time.monotonic() / 60)
+        if minute != self._minute:
+            self._minute = minute
+            self._refused.clear()
+        count = self._refused.get(principal, 0) + 1
+        if count > _REFUSALS or (count == 1 and len(self._refused) >= _REFUSED):
+            return True
+        self._refused[principal] = count
+        return False
 
     def _write(self) -> None:
         self._scheduled = False
