@@ -281,7 +281,7 @@ def table(rows: list[Row], before: tuple[int, int], after: tuple[int, int]) -> s
     for row in rows:
         count = len(row.seen.answered)
         kept = "each once" if row.rows == count else f"{row.rows} rows"
-        cells = (row.fault, count, len(row.seen.errors), f"{row.seen.longest:.1f} s", kept, f"{row.caught_up:.0f} s")
+        cells = (row.fault, count, len(row.seen.errors), f"{row.seen.longest:.2f} s", kept, f"{row.caught_up:.0f} s")
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     held_before, held_after = (f"{memory} MB and {files} open files" for memory, files in (before, after))
     lines += ["", f"The companion held {held_before} before and {held_after} afterwards."]
@@ -305,7 +305,7 @@ def main() -> int:
                 continue
             rows.append(row)
             told = f"{len(row.seen.answered)} answered, all there after {row.caught_up:.0f} s"
-            print(f"{name}: {told}, longest wait {row.seen.longest:.1f} s", flush=True)
+            print(f"{name}: {told}, longest wait {row.seen.longest:.2f} s", flush=True)
             if row.seen.errors or row.rows != len(row.seen.answered):
                 wrong.append(f"{name}: {row.rows} rows of {len(row.seen.answered)}, errors {row.seen.errors[:3]}")
                 print(wrong[-1], file=sys.stderr, flush=True)
