@@ -83,8 +83,8 @@ class Spool:
         return keep
 
     def _repeats(self, principal: str) -> bool:
-        """Whether it was refused so often in this minute that one refusal more says nothing. Who never stops asking would
-        fill the spool with them, and the database."""
+        """Whether it was refused so often in this minute that one refusal more says nothing. Who never stops asking
+        would fill the spool with them, and the database."""
         minute = int(time.monotonic() / 60)
         if minute != self._minute:
             self._minute = minute
