@@ -19,9 +19,11 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.expositions import HERE, LABEL, Exposition, read
 from tests.gateway.harness import running
+from tests.gateway.redis_server import redis_server
 from tests.gateway.simulator import Act
 
 ROOT = HERE.parents[1]
@@ -46,8 +48,14 @@ OF_MACHINE = {
 
 
 async def of_gateway() -> str:
-    """After answers, an error of the model's at each try, a question for no model, and one that nobody may ask."""
-    async with running(models={"phi": {}, "mix": {}}) as lab:
+    """With all that it may share, after answers, an error of the model's at each try, a question for no model, and one
+    that nobody may ask."""
+    with redis_server() as redis:
+        return await scraped({"redis": {"address": redis.address}, "limits": {"shared": True}, "cache": {}})
+
+
+async def scraped(over: dict[str, Any]) -> str:
+    async with running(over, models={"phi": {}, "mix": {}}) as lab:
         await lab.chat(model="phi")
         await lab.chat(model="nope")
         lab.simulators["phi"].script += [Act(status=500)] * 8
@@ -61,7 +69,8 @@ async def of_gateway() -> str:
         metrics.dropped_logs.labels("access")
         metrics.fallbacks.labels("phi", "mix")
         metrics.steps.labels("passed")
-        return (await lab.client.get("/metrics")).text
+        text: str = (await lab.client.get("/metrics")).text
+        return text
 
 
 def gateway(_: Path | None) -> str:

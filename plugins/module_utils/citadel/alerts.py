@@ -484,6 +484,17 @@ ALERTS = (
         0.2,
     ),
     Alert(
+        "LimitsNotShared",
+        SERVERS,
+        "warning",
+        "limits",
+        'min by (citadel_host) (llm_redis_up{GATEWAY, use="limits"}) == 0',
+        f"{_HOST}: Redis does not answer, so its gateway counts limits by itself",
+        "Clients may use their limits once at each gateway that counts alone; no request fails.",
+        OVERVIEW,
+        2 * MINUTE,
+    ),
+    Alert(
         "LLM_Predictive_High_Load",
         PREDICTIVE,
         "warning",

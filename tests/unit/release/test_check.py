@@ -73,3 +73,21 @@ def test_a_folder_with_other_files_than_the_release_names_is_refused(world: Worl
     assert "has no citadel-manifest.json" in refused(world, manifest.id)
     stored(folder, "one")
     assert activate(world.host(), manifest.id, Terms("tester")).good
+
+
+def test_each_configuration_is_judged_by_the_program_that_will_read_it(world: World) -> None:
+    python = world.layout.inside("/opt/citadel/envs/gateway-1") / "bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nfor file; do :; done\ngrep -q wrong "$file" || exit 0\necho "$4: no" >&2\nexit 2\n')
+    python.chmod(0o755)
+    files = {
+        **release_files(alpha="a1", gateway="wrong"),
+        "config/companion.yml": "days: wrong\n",
+        "units/citadel-companion.service": "[Service]\nExecStart=/bin/companion\n",
+    }
+    environments = {"gateway": "/opt/citadel/envs/gateway-1"}
+    said = refused(world, world.stage(files, environments=environments).id)
+    assert "gateway configuration: citadel_gateway: no" in said
+    assert "companion configuration: citadel_companion: no" in said
+    files |= {"config/gateway.yml": "which: g1\n", "config/companion.yml": "days: 30\n"}
+    assert activate(world.host(), world.stage(files, environments=environments).id, Terms("tester")).good

@@ -152,6 +152,10 @@ def hits(found: str, missed: str) -> Series:
     return cached | requests("0+9000x100")
 
 
+def shared(limits: str) -> Series:
+    return series("llm_redis_up", limits, "gateway", use="limits")
+
+
 def value(score: str, threshold: str) -> Series:
     return gateway("llm_business_value_score", score) | gateway("llm_business_value_threshold", threshold)
 
@@ -363,6 +367,12 @@ CASES = {
         [(hits("0+19x100", "0+81x100"), AT), (hits("0x100", "0+10x100"), AT)],
         [hits("0+21x100", "0+79x100")],
         [hits("0x100", "0x100"), hits("0x100", "0+0.2x100")],
+    ),
+    "LimitsNotShared": Cases(
+        "10m",
+        [(shared("0x40"), AT)],
+        [shared("1x17 0x20"), shared("0x18 1x20")],
+        [shared("1x40") | series("llm_redis_up", "0x40", "gateway", use="answers"), up("gateway", "1x40")],
     ),
     "LLM_Predictive_High_Load": Cases(
         "40m",

@@ -21,6 +21,11 @@ from .systemd import Systemd
 
 FREE = 64 * 1024 * 1024  # what journals, reports and logs of one transaction may need
 ROOM = 1024 * 1024  # the units, and those of the release before if it comes back
+# whose configuration it is -> its unit, and what its program is asked
+JUDGES = {
+    "gateway": (GATEWAY_TEMPLATE, ["citadel_gateway", "check-config"]),
+    "companion": ("citadel-companion.service", ["citadel_companion", "--check", "--config"]),
+}
 
 Run = Callable[[list[str], dict[str, str]], subprocess.CompletedProcess[str]]
 
@@ -35,7 +40,7 @@ def check(layout: Layout, systemd: Systemd, manifest: Manifest, live: Live, run:
         *_disk(layout),
         *_ports(layout, systemd, manifest, live),
         *(f"unit: {line}" for line in systemd.verify(_unit_files(release, manifest))),
-        *_gateway(layout, manifest, run or _run),
+        *_configurations(layout, manifest, run or _run),
     ]
 
 
@@ -149,28 +154,27 @@ def _unit_files(release: Path, manifest: Manifest) -> list[Path]:
     return [release / path for path in sorted(manifest.files) if re.match(r"^units/[^/]+\.\w+$", path)]
 
 
-def _gateway(layout: Layout, manifest: Manifest, run: Run) -> list[str]:
-    """The configuration, judged by the program that will read it."""
+def _configurations(layout: Layout, manifest: Manifest, run: Run) -> list[str]:
+    """Each judged by the program that will read it."""
     environment = manifest.environments.get("gateway")
-    configuration = layout.release(manifest.id) / "config/gateway.yml"
-    if not environment or f"units/{GATEWAY_TEMPLATE}" not in manifest.files or not configuration.is_file():
+    if not environment:
         return []
-    command = [
-        f"{layout.inside(environment)}/bin/python",
-        "-B",
-        "-P",
-        "-m",
-        "citadel_gateway",
-        "check-config",
-        str(configuration),
-    ]
-    try:
-        done = run(command, gateway_paths(layout.release(manifest.id)))
-    except OSError as error:
-        return [f"gateway environment: {error}"]
-    if done.returncode == 0:
-        return []
-    return [f"gateway configuration: {line}" for line in (done.stderr or done.stdout).strip().splitlines()[-8:]]
+    release = layout.release(manifest.id)
+    python = [f"{layout.inside(environment)}/bin/python", "-B", "-P", "-m"]
+    told = []
+    for name, (unit, words) in JUDGES.items():
+        file = release / f"config/{name}.yml"
+        if f"units/{unit}" not in manifest.files or not file.is_file():
+            continue
+        try:
+            done = run([*python, *words, str(file)], gateway_paths(release))
+        except OSError as error:
+            told.append(f"{name} environment: {error}")
+            continue
+        if done.returncode != 0:
+            lines = (done.stderr or done.stdout).strip().splitlines()
+            told += [f"{name} configuration: {line}" for line in lines[-8:]]
+    return told
 
 
 def _run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
