@@ -92,6 +92,12 @@ def test_feedback_that_cannot_be_meant(asked: httpx.Client, given: dict[str, Any
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize("path", ["/v1/feedback", "/v1/batches"])
+def test_a_body_of_very_many_keys_is_not_read(asked: httpx.Client, path: str) -> None:
+    answer = asked.post(path, json={f"k{number}": 0 for number in range(20_000)}, headers=as_("key:a"))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+
 def test_nobody_is_served_whom_the_gateway_has_not_named(asked: httpx.Client) -> None:
     assert asked.get("/v1/usage").status_code == 401
 

@@ -619,6 +619,18 @@ async def test_items_without_a_text_fill_a_window_too(plain: Client) -> None:
     assert (len(found.items), found.whole) == (111, False)
 
 
+async def test_what_has_no_characters_is_read_only_so_far_too(plain: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain, "_HEAVIEST", 20_000)
+    previous = None
+    for _ in range(5):
+        empty = [{"type": "input_text", "text": ""}] * 300
+        told = await plain.made(input=[{"role": "user", "content": empty}], previous_response_id=previous)
+        previous = told["id"]
+    found = chain.past(plain.store, "key:a", str(previous), 16 * WINDOW, Config.model_fields["responses"].default)
+    assert not found.whole
+    assert len(found.items) < 10
+
+
 async def test_a_long_conversation_is_read_as_far_as_it_can_matter(
     plain: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

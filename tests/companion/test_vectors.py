@@ -201,6 +201,7 @@ BAD = (
     ("", bad(metadata={"a": float("nan")}), 400, "Infinity"),
     ("", bad(metadata={"a": 2**64 - 1}), 400, "metadata"),
     ("", bad(metadata={f"k{n}": n for n in range(40)}), 400, "at most 32"),
+    ("", bad(**{f"k{n}": 0 for n in range(40)}), 400, "at most 32"),
     ("", b'{"points": []}', 400, "at least 1"),
     ("", b"[" * 100_000, 400, "is not JSON"),
     ("", b"\xff", 400, ""),

@@ -14,7 +14,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from citadel_companion import __version__, batches, files, forgetting, history, responses
 from citadel_companion.config import Config
@@ -25,6 +27,8 @@ from citadel_companion.store import Feedback, opened
 from citadel_companion.vectors import Vectors, routes
 
 MOST_DAYS = 366
+_SMALL = 128 * 1024  # bytes of a body, but where its path bounds it: each unknown key of it would be told apart
+_LARGE = ("/v1/files", "/v1/responses", "/v1/vectors/", "/internal/")
 
 
 class GivenFeedback(BaseModel):
@@ -35,6 +39,27 @@ class GivenFeedback(BaseModel):
     accuracy_feedback: float | None = Field(default=None, ge=0, le=1)
     use_case: str | None = Field(default=None, max_length=100)
     comment: str | None = Field(default=None, max_length=4000)
+
+
+class SmallBodies:
+    """A body is refused by its length, before it is read: a megabyte of keys takes seconds of everybody's."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not scope["path"].startswith(_LARGE):
+            length = Headers(scope=scope).get("content-length", "0")
+            if not length.isdigit() or len(length) > 18 or int(length) > _SMALL:
+                told = {
+                    "message": f"A body here has at most {_SMALL} bytes.",
+                    "type": "invalid_request_error",
+                    "param": None,
+                    "code": "body_too_large",
+                }
+                await JSONResponse({"error": told}, 413)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 def application(config: Config) -> FastAPI:
@@ -56,6 +81,7 @@ def application(config: Config) -> FastAPI:
         store.close()
 
     app = FastAPI(title="Citadel companion", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(SmallBodies)
     app.state.shipper = shipper
     app.state.runner = runner
     parts = [

@@ -10,6 +10,8 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+import orjson
+
 from citadel_companion.config import Responses as Settings
 from citadel_companion.responses.items import Item, characters
 from citadel_companion.services import Problem
@@ -18,6 +20,9 @@ from citadel_companion.store import Store, Thing
 KIND = "response"
 DEEPEST = 200  # turns that are read for one more
 _ID = re.compile(r"resp_[0-9a-f]{32}").fullmatch
+_HEAVIEST = (
+    8 * 1024 * 1024
+)  # bytes of the turns that are read: images and empty parts have no characters, and take room
 _LISTED = 500_000  # characters of a conversation that are listed
 _EVERY = 64  # how seldom it is looked whether a client has too many
 
@@ -41,11 +46,11 @@ def absent(ident: str, param: str | None = None) -> Problem:
 def past(store: Store, owner: str, ident: str, most: int, settings: Settings, *, renew: bool = True) -> Past:
     """The conversation that ends with this response: at most so many characters and the turn in which they are full."""
     turns: list[list[Item]] = []
-    total = 0
+    total = weight = 0
     at: str | None = ident
     last: dict[str, Any] = {}
     oldest: dict[str, Any] = {}
-    while at is not None and len(turns) < DEEPEST and total <= most:
+    while at is not None and len(turns) < DEEPEST and total <= most and weight <= _HEAVIEST:
         thing = thing_of(store, owner, at)
         if thing is None:
             raise absent(at, "previous_response_id")
@@ -62,6 +67,7 @@ def past(store: Store, owner: str, ident: str, most: int, settings: Settings, *,
             _renew(store, thing, settings)
         turns.append([*oldest["input"], *oldest["response"]["output"]])
         total += sum(characters(one) for one in turns[-1])
+        weight += len(orjson.dumps(oldest))
         at = oldest["response"]["previous_response_id"]
     items = [item for turn in reversed(turns) for item in turn]
     if at is not None:
