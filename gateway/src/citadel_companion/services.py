@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -14,6 +15,7 @@ from citadel_companion.config import Config
 from citadel_companion.store import Store, StoreError
 
 Result = TypeVar("Result")
+_POOL = 10.0  # seconds for one of a hundred connections, which slow answers may hold
 _CONNECT = 5.0  # seconds; how long an answer may take is the gateway's to say
 
 
@@ -54,26 +56,23 @@ class Services:
     def __init__(self, config: Config, store: Store) -> None:
         self.config = config
         self.store = store
-        self._turn = asyncio.Lock()
+        # the store is made for one thread, and nobody's files or lines of batches keep it from it
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._client = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=config.gateway),
             base_url="http://gateway",
-            timeout=httpx.Timeout(None, connect=_CONNECT),
+            timeout=httpx.Timeout(None, connect=_CONNECT, pool=_POOL),
         )
 
     async def kept(self, work: Callable[..., Result], *values: Any) -> Result:
-        """A method of the store, off the loop; one at a time, since it is made for one thread."""
+        """A method of the store, off the loop, in the order of the asking."""
         try:
-            # whoever leaves does not stop the thread, and the next turn is not before its end
-            return await asyncio.shield(self._alone(work, *values))
+            # whoever leaves does not stop what was begun
+            return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work, *values))
         except StoreError as error:
             raise Problem(
                 503, "store_unavailable", "What is kept cannot be read now; models are not affected."
             ) from error
-
-    async def _alone(self, work: Callable[..., Result], *values: Any) -> Result:
-        async with self._turn:
-            return await asyncio.to_thread(work, *values)
 
     @asynccontextmanager
     async def ask(
@@ -97,8 +96,13 @@ class Services:
         try:
             async with self._client.stream("GET" if body is None else "POST", path, **content) as answer:
                 yield answer
+        except httpx.PoolTimeout as error:
+            raise Problem(
+                503, "too_many_requests", "The companion asks as much of models as it may at once."
+            ) from error
         except httpx.TransportError as error:
             raise Problem(503, "gateway_unavailable", f"The gateway does not answer its companion: {error}.") from error
 
     async def close(self) -> None:
         await self._client.aclose()
+        await asyncio.to_thread(self._thread.shutdown)

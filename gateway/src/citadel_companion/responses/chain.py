@@ -20,9 +20,7 @@ from citadel_companion.store import Store, Thing
 KIND = "response"
 DEEPEST = 200  # turns that are read for one more
 _ID = re.compile(r"resp_[0-9a-f]{32}").fullmatch
-_HEAVIEST = (
-    8 * 1024 * 1024
-)  # bytes of the turns that are read: images and empty parts have no characters, and take room
+_HEAVIEST = 8 * 1024 * 1024  # bytes of the turns that are read: images have no characters, and take room
 _LISTED = 500_000  # characters of a conversation that are listed
 _EVERY = 64  # how seldom it is looked whether a client has too many
 
