@@ -81,7 +81,10 @@ def deploy(
         release_files="{{ model_files | combine(gateway_release_files) }}",
         model_files=files,
         gateway_instances=[
-            {"name": name, "model": name, "url": f"http://127.0.0.1:{11400 + number}", "hidden_size": 64}
+            {
+                **{"name": name, "model": name, "url": f"http://127.0.0.1:{11400 + number}"},
+                **{"hidden_size": 64, "revision": "r1"},
+            }
             for number, name in enumerate(MODELS)
         ],
         gateway_stanzas={

@@ -67,3 +67,14 @@ def test_requests_wait_from_before_the_restart_until_the_proof(world: World) -> 
     activate(world.host(), world.stage(release_files(alpha="a2")).id, Terms("tester"))
     assert seen[:2] == [("restart citadel-llm@alpha.service", True), ("prove citadel-llm@alpha.service", True)]
     assert not world.gate.closed
+
+
+def test_the_door_for_the_companion_is_not_taken_for_the_managements(world: World, tmp_path: Path) -> None:
+    """One that does not know how to shut a model's door would let it be replaced under running requests."""
+    sockets = {"inner": "/run/inner.sock", "management-socket": "/run/management.sock", "zone": "/run/zone.sock"}
+    files = {
+        f"units/citadel-gateway-{name}.socket": f"[Socket]\nListenStream={path}\nFileDescriptorName={kind}\n"
+        for (name, path), kind in zip(sockets.items(), ("inner", "management_socket", "zone"), strict=True)
+    }
+    activate(world.host(), world.stage({**release_files(alpha="a1"), **files}).id, Terms("tester"))
+    assert control_socket(world.layout) == tmp_path / "run/management.sock"

@@ -13,6 +13,7 @@ from .layout import Layout
 # Seconds that running requests get to end before their model is stopped: as long as the slowest model may take.
 IDLE = 300.0
 ANSWER = 10.0
+_MANAGEMENT = "FileDescriptorName=management_socket\n"
 
 
 class Gate(Protocol):
@@ -49,12 +50,14 @@ class ManagementGate:
 
 
 def control_socket(layout: Layout) -> Path | None:
-    """The listening socket of the live release that is a path."""
+    """The listening socket of the live release that is a path, and the management's where there are several."""
+    paths = []
     for unit in sorted((layout.current / "units").glob("citadel-gateway*.socket")):
-        found = re.search(r"^ListenStream=(/\S+)", unit.read_text(encoding="utf-8"), re.MULTILINE)
+        text = unit.read_text(encoding="utf-8")
+        found = re.search(r"^ListenStream=(/\S+)", text, re.MULTILINE)
         if found:
-            return layout.inside(found.group(1))
-    return None
+            paths.insert(0 if _MANAGEMENT in text else len(paths), found.group(1))
+    return layout.inside(paths[0]) if paths else None
 
 
 class _UnixConnection(http.client.HTTPConnection):
