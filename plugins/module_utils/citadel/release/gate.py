@@ -51,7 +51,7 @@ class ManagementGate:
 
 def control_socket(layout: Layout) -> Path | None:
     """The listening socket of the live release that is a path, and the management's where there are several."""
-    paths = []
+    paths: list[str] = []
     for unit in sorted((layout.current / "units").glob("citadel-gateway*.socket")):
         text = unit.read_text(encoding="utf-8")
         found = re.search(r"^ListenStream=(/\S+)", text, re.MULTILINE)
