@@ -270,7 +270,7 @@ async def test_a_key_that_is_no_more_ends_it(beside: Beside) -> None:
 async def test_a_big_batch_does_not_hold_up_a_small_one(beside: Beside) -> None:
     gateway = beside.gateway
     gateway.gate.clear()
-    await beside.client("key:big").batch(jsonl(*(request(f"r-{one}") for one in range(200))))
+    big = await beside.client("key:big").batch(jsonl(*(request(f"r-{one}") for one in range(200))))
     await until(gateway.holds_two)
     small = await beside.client("key:small").batch(jsonl(request("a"), request("b")))
     await eventually(lambda: _is(beside.client("key:small"), small, "in_progress"))
@@ -279,6 +279,7 @@ async def test_a_big_batch_does_not_hold_up_a_small_one(beside: Beside) -> None:
     owners = [seen.headers["x-citadel-principal"] for seen in gateway.seen]
     last = max(at for at, owner in enumerate(owners) if owner == "key:small")
     assert last <= 10, "the other one has its turns in between"
+    await beside.client("key:big").over(big)
 
 
 async def test_bounds(config: Config, gateway: FakeGateway) -> None:
