@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from citadel_companion.files import Who, is_id, lasting, page
+from citadel_companion.files import is_id, lasting
 from citadel_companion.runner import OVER, Runner, new_results
-from citadel_companion.services import Asker, Problem
+from citadel_companion.services import Asker, Problem, Who, page
 from citadel_companion.store import Thing
 from citadel_companion.work import ERRORS, INPUT, Letter, chosen, letters
 

@@ -12,13 +12,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from citadel_companion.home import home
-from citadel_companion.services import Asker, Problem, Services, asker
+from citadel_companion.services import Problem, Services, Who, page
 from citadel_companion.shelf import Shelf
 from citadel_companion.store import Thing
 
@@ -26,7 +26,6 @@ logger = logging.getLogger("citadel_companion")
 
 PURPOSES = ("batch", "user_data", "assistants")
 MOST_LISTED = 10_000
-Who = Annotated[Asker, Depends(asker)]
 _PAGE = 500
 _SWEEP = 600.0  # seconds between two looks for bytes that nothing is known of
 _STALE = 3600.0  # seconds after which such bytes are nobody's work in progress
@@ -223,18 +222,6 @@ def routes(files: Files) -> APIRouter:
         return {"id": file.id, "object": "file", "deleted": True}
 
     return router
-
-
-def page(found: list[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
-    """The part of a list that was asked for, in OpenAI's shape."""
-    if after is not None:
-        at = next((number for number, one in enumerate(found) if one["id"] == after), None)
-        if at is None:
-            raise Problem(404, "not_found", f"after: {after[:100]!r} is not in this list.", "after")
-        found = found[at + 1 :]
-    shown = found[:limit]
-    ends = {"first_id": shown[0]["id"] if shown else None, "last_id": shown[-1]["id"] if shown else None}
-    return {"object": "list", "data": shown, **ends, "has_more": len(found) > limit}
 
 
 def _purpose(form: FormData) -> str:

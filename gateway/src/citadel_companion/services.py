@@ -46,10 +46,25 @@ async def asker(
     return Asker(x_citadel_principal, x_citadel_address, x_citadel_role, x_citadel_tier)
 
 
-async def administrator(who: Annotated[Asker, Depends(asker)]) -> Asker:
+Who = Annotated[Asker, Depends(asker)]
+
+
+async def administrator(who: Who) -> Asker:
     if who.role != "admin":
         raise Problem(403, "role_not_allowed", "This needs an API key with the role admin.")
     return who
+
+
+def page(found: list[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
+    """The part of a list that was asked for, in OpenAI's shape."""
+    if after is not None:
+        at = next((number for number, one in enumerate(found) if one["id"] == after), None)
+        if at is None:
+            raise Problem(404, "not_found", f"after: {after[:100]!r} is not in this list.", "after")
+        found = found[at + 1 :]
+    shown = found[:limit]
+    ends = {"first_id": shown[0]["id"] if shown else None, "last_id": shown[-1]["id"] if shown else None}
+    return {"object": "list", "data": shown, **ends, "has_more": len(found) > limit}
 
 
 class Services:

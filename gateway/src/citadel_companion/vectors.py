@@ -17,7 +17,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import orjson
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import APIRouter, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import (
@@ -35,7 +35,7 @@ from pydantic import (
 
 from citadel_companion.config import Vectors as Settings
 from citadel_companion.qdrant import OWNER, Collections, Qdrant, State
-from citadel_companion.services import Asker, Problem, Services, asker
+from citadel_companion.services import Asker, Problem, Services, Who
 
 EVERYBODY = "*"
 MOST = 1000  # points in a request
@@ -132,7 +132,6 @@ if TYPE_CHECKING:
 else:
     Numbers = array  # cannot be subscripted before Python 3.12
 Vector = Annotated[Numbers, PlainValidator(_numbers)]
-Who = Annotated[Asker, Depends(asker)]
 
 
 Meant = TypeVar("Meant", bound=BaseModel)

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 import httpx
 import orjson
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -23,10 +23,9 @@ from citadel_companion.responses.chain import NO_PAST, Past
 from citadel_companion.responses.items import Item, check_pairs, messages
 from citadel_companion.responses.request import Wanted, numbered, response_of, wanted
 from citadel_companion.responses.turns import Window
-from citadel_companion.services import Asker, Problem, Services, asker
+from citadel_companion.services import Asker, Problem, Services, Who, page
 
 Result = TypeVar("Result")
-Who = Annotated[Asker, Depends(asker)]
 
 _TRIES = 5  # with fewer turns each time, the last one with the newest turn alone
 _CHARACTERS = 16  # that a token has at most, over a whole text
@@ -331,14 +330,6 @@ def routes(services: Services) -> APIRouter:
         items = await conversations.read(who, chain.input_items, ident)
         if order == "desc":
             items = items[::-1]
-        if after is not None:
-            place = next((number for number, one in enumerate(items) if one["id"] == after), None)
-            if place is None:
-                raise Problem(404, "item_not_found", f"Item with id {after[:100]!r} not found.", "after")
-            items = items[place + 1 :]
-        page = items[:limit]
-        first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
-        has_more = len(items) > limit
-        return {"object": "list", "data": page, "first_id": first, "last_id": last, "has_more": has_more}
+        return page(items, after, limit)
 
     return router
